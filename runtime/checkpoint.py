@@ -1,0 +1,116 @@
+"""Checkpoints: a Hugging Face folder plus, in last/, what an exact resume needs. Written aside, then renamed into place."""
+import hashlib
+import json
+import random
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from model import GPT, save_model
+from runtime.config import ROOT
+from runtime.errors import UserError
+from tokenizer import Tokenizer
+
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+---
+GPT-2 architecture, {params:,} parameters, trained by nanopref (stage `{stage}`, step {step}). Prompt layout: `\\n\\nHuman: ...\\n\\nAssistant:`,
+with end-of-text as the start token; a reply ends in end-of-text. Settings: `run.json`. Trained on dialogues that contain offensive text.
+"""
+
+
+def replace_folder(new: Path, final: Path) -> None:
+    """Put `new` where `final` is. A kill at any moment leaves `final` or `final.old` whole (see find_checkpoint)."""
+    old = final.with_name(final.name + ".old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        final.rename(old)
+    new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """`folder` if a checkpoint is there, else the one a kill between two renames left in `folder.old`, else None."""
+    for candidate in (folder, folder.with_name(folder.name + ".old")):
+        if (candidate / "run.json").exists():
+            return candidate
+    return None
+
+
+def save_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer, run: dict[str, Any], state: dict[str, Any] | None = None) -> None:
+    """Write model, tokenizer, card, run.json and (with `state`) train_state.pt as one folder that is either whole or absent."""
+    tmp = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    try:
+        save_model(model, tmp, tokenizer.eot_id)
+        tokenizer.save(tmp, model.config.block_size)
+        (tmp / "README.md").write_text(CARD.format(params=model.n_params(), stage=run["stage"], step=run["step"]))
+        if state is not None:
+            torch.save(state, tmp / "train_state.pt")
+        (tmp / "run.json").write_text(json.dumps(run, indent=1))
+    except Exception as e:
+        shutil.rmtree(tmp, ignore_errors=True)
+        # torch and safetensors wrap the system's error in their own; a quota or a file-size limit says "too large"
+        if any(words in str(e) for words in ("No space left", "File too large", "quota", "unexpected pos", "PytorchStreamWriter")):
+            raise UserError(f"the disk is full, {folder} could not be written; the last good checkpoint is intact: free space and run "
+                            "the same command.") from e
+        raise
+    replace_folder(tmp, folder)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json of a checkpoint folder."""
+    return json.loads((folder / "run.json").read_text())
+
+
+def load_state(folder: Path) -> dict[str, Any]:
+    """train_state.pt of a last/ folder: tensors and plain values only, so nothing in the file can run."""
+    try:
+        return torch.load(folder / "train_state.pt", weights_only=True, map_location="cpu")
+    except Exception as e:
+        raise UserError(f"{folder / 'train_state.pt'} cannot be read ({type(e).__name__}); add --fresh to start this stage over.") from e
+
+
+def rng_state() -> dict[str, Any]:
+    """Every random generator's state as tensors and plain values."""
+    kind, keys, at, has_gauss, cached = np.random.get_state()
+    python = random.getstate()
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy": [kind, keys.tolist(), at, has_gauss, cached], "python": [python[0], list(python[1]), python[2]]}
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Undo rng_state()."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, at, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), at, has_gauss, cached))
+    random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))
+
+
+def file_hash(path: Path) -> str:
+    """sha256 of a file's bytes, first 16 hex digits."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
+
+
+def git_commit() -> str:
+    """The commit this code is at, with + when the tree has changes; 'unknown' outside a git checkout."""
+    try:
+        described = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"], cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return described.stdout.strip() if described.returncode == 0 else "unknown"
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what a result depends on."""
+    return {name: version(name) for name in ("torch", "numpy", "tiktoken", "transformers", "datasets")}

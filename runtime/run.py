@@ -1,0 +1,143 @@
+"""One stage of one experiment: its folder, its metrics, what it continues from, and how it asks for the stage before it."""
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import GPT
+from runtime.checkpoint import find_checkpoint, git_commit, load_state, read_run, rng_state, save_checkpoint, set_rng_state, versions
+from runtime.config import ROOT, Config
+from runtime.errors import UserError
+from tokenizer import Tokenizer
+
+# every line of every metrics.jsonl has these keys; what a stage does not measure is null
+KEYS = ("step", "split", "loss", "lr", "grad_norm", "tokens", "seconds", "skipped_steps", "rewards/chosen", "rewards/rejected", "rewards/margin",
+        "rewards/accuracy", "logps/chosen", "logps/rejected")
+HARMLESS = ("micro_tokens", "log_every", "save_every")  # settings that may change between a kill and the resume
+
+
+def run_stage(script: str, argv: list[str], why: str) -> None:
+    """Announce and run an earlier stage with the same arguments (less --fresh and --resume, which mean this stage)."""
+    argv = [a for a in argv if a.split("=")[0] not in ("--fresh", "--resume", "--stage")]
+    if script.endswith("--stage=base"):
+        script, argv = script.split()[0], ["--stage=base", *argv]
+    print(f"\n=== {why}: running `python {script} {' '.join(argv)}`", flush=True)
+    done = subprocess.run([sys.executable, str(ROOT / script), *argv])
+    if done.returncode:
+        raise UserError(f"{script} stopped with exit code {done.returncode}; its message is above.")
+
+
+def fingerprint(config: Config, stage: str, documents: Path) -> dict[str, Any]:
+    """What a stage's result depends on: its settings and those of the stages it builds on, the seed, and the prepared data."""
+    sections = {"base": ("model", "data", "base"), "sft": ("model", "data", "sft"), "dpo": ("model", "data", "dpo")}[stage]
+    if stage == "sft" and config.base.enabled:
+        sections += ("base",)
+    return {"seed": config.seed, "documents": documents.name} | {s: dataclasses.asdict(getattr(config, s)) for s in sections}
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Dotted names of the values that differ between two nested dicts."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [d for k in sorted({*old, *new}) if k not in HARMLESS
+                for d in _differences(old.get(k), new.get(k), f"{prefix}.{k}" if prefix else k)]
+    return [] if old == new else [f"{prefix} {old!r} -> {new!r}"]
+
+
+def finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
+    """True when the stage in `folder` ran to its end with these settings."""
+    last = find_checkpoint(folder / "last")
+    if last is None:
+        return False
+    run = read_run(last)
+    return run["finished"] and not _differences(run["fingerprint"], fingerprint)
+
+
+class Run:
+    """The state of a stage. `step` counts finished optimizer steps; `best` is the lowest validation loss so far."""
+
+    def __init__(self, config: Config, stage: str, fingerprint: dict[str, Any]):
+        """Open <out>/<name>/<stage>/: start fresh, or continue what an earlier call with the same settings left."""
+        self.config, self.stage, self.fingerprint = config, stage, fingerprint
+        self.folder = config.run_dir / stage
+        self.step, self.tokens, self.seconds, self.skipped = 0, 0, 0.0, 0
+        self.best, self.bad = float("inf"), 0
+        self.finished, self.state = False, None
+        if config.fresh:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        self.last = find_checkpoint(self.folder / "last")
+        if self.last is None:
+            if config.resume:
+                raise UserError(f"--resume: there is no checkpoint in {self.folder / 'last'}.")
+            shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            run = read_run(self.last)
+            changed = _differences(run["fingerprint"], fingerprint)
+            if changed:
+                raise UserError(f"{self.folder} was made with other settings ({'; '.join(changed[:3])}); add --fresh to start this stage over, "
+                                "or --name=... to keep both.")
+            self.finished = run["finished"]
+            self.state = load_state(self.last)
+            for name in ("step", "tokens", "seconds", "skipped", "best", "bad"):
+                setattr(self, name, self.state[name])
+            print(f"{self.folder} {'is finished' if self.finished else f'continues from step {self.step}'}.")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._truncate_metrics()
+        self.metrics = open(self.folder / "metrics.jsonl", "a")
+        self.started = time.perf_counter() - self.seconds
+
+    def _truncate_metrics(self) -> None:
+        """Drop lines beyond the checkpoint's step (and half a line a kill may have left): those steps will be run again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            kept = []
+            for line in path.read_text().splitlines():
+                try:
+                    if json.loads(line)["step"] <= self.step:
+                        kept.append(line + "\n")
+                except ValueError:
+                    break
+            path.write_text("".join(kept))
+
+    def restore(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+        """Give optimizer, scaler and every random generator the state they had; nothing to do in a fresh run."""
+        if self.state is not None:
+            optimizer.load_state_dict(self.state["optimizer"])
+            scaler.load_state_dict(self.state["scaler"])
+            set_rng_state(self.state["rng"])
+            self.state = None
+
+    def log(self, split: str, **values: float) -> dict[str, Any]:
+        """Append one line to metrics.jsonl; returns it. Names with a slash are given with a double underscore."""
+        self.seconds = time.perf_counter() - self.started
+        values = {k.replace("__", "/"): v for k, v in values.items()}
+        row = dict.fromkeys(KEYS) | {"step": self.step, "split": split, "tokens": self.tokens, "seconds": round(self.seconds, 3)} | values
+        if set(row) != set(KEYS):
+            raise KeyError(f"metrics.jsonl has no column {set(row) - set(KEYS)}")
+        self.metrics.write(json.dumps(row) + "\n")
+        self.metrics.flush()
+        return row
+
+    def improved(self, loss: float) -> bool:
+        """Note a validation loss; True when it is the best so far."""
+        if loss < self.best:
+            self.best, self.bad = loss, 0
+            return True
+        self.bad += 1
+        return False
+
+    def save(self, which: str, model: GPT, tokenizer: Tokenizer, data: Path, optimizer: torch.optim.Optimizer | None = None,
+             scaler: torch.amp.GradScaler | None = None, finished: bool = False) -> None:
+        """Write best/ (weights) or, given the optimizer, last/ (weights and everything a resume needs)."""
+        run = {"stage": self.stage, "step": self.step, "finished": finished, "best": self.best, "fingerprint": self.fingerprint,
+               "config": dataclasses.asdict(self.config), "data": data.name, "git_commit": git_commit(), "versions": versions()}
+        state = None
+        if optimizer is not None:
+            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": rng_state(), "step": self.step, "tokens": self.tokens,
+                     "seconds": time.perf_counter() - self.started, "skipped": self.skipped, "best": self.best, "bad": self.bad}
+        save_checkpoint(self.folder / which, model, tokenizer, run, state)

@@ -1,0 +1,17 @@
+"""Tests run offline and from anywhere. The summary ends with the seconds each file took."""
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def pytest_terminal_summary(terminalreporter):
+    seconds = defaultdict(float)
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if hasattr(report, "duration"):
+                seconds[report.nodeid.split("::")[0]] += report.duration
+    terminalreporter.write_line("seconds per group: " + ", ".join(f"{Path(k).stem[5:]} {v:.1f}" for k, v in sorted(seconds.items(), key=lambda x: -x[1])))
