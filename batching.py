@@ -1,0 +1,189 @@
+"""Stored pairs -> the plan of an epoch -> batches; and the coloured view that shows which tokens carry the loss.
+
+One row of a batch holds one or more documents, each of them `prompt | chosen | rejected` (SFT and plain text: no rejected).
+The prompt stands there once, both replies look back at it, and neither sees the other (model.tree_mask).
+"""
+import sys
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from data.store import PairStore
+from model import GPT
+from tokenizer import Tokenizer
+
+Rows = list[list[int]]  # a micro-batch: for each row, the indices of the documents in it
+
+
+@dataclass
+class Batch:
+    """B rows of T tokens with N scored tokens among them; all int64."""
+    ids: Tensor         # [B, T]
+    positions: Tensor   # [B, T] the rejected branch starts again right after the prompt
+    segments: Tensor    # [B, T] 3 * document + {0 prompt, 1 chosen, 2 rejected}; padding -1
+    predict_at: Tensor  # [N] flat index (row * T + t) of the position each scored token is predicted from
+    targets: Tensor     # [N] the scored tokens' ids
+    owner: Tensor       # [N] the sequence each belongs to: 2 * document + (0 chosen, 1 rejected), documents in `pairs` order
+    pairs: list[int]    # store index of each document
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in moved.items()})
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """What `model(...)` takes."""
+        return self.ids, self.positions, self.segments, self.predict_at, self.targets
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
+
+def step_indices(n: int, batch: int, seed: int, step: int) -> np.ndarray:
+    """The documents of optimizer step `step` (counted from 0 over all epochs): a pure function, so resume needs only the step.
+
+    Every epoch is its own permutation of range(n), cut into steps of `batch`; an epoch's last step may be smaller.
+    """
+    per_epoch = -(-n // batch)
+    epoch, at = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    return order[at * batch:(at + 1) * batch]
+
+
+def micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[Rows]:
+    """Cut one step into micro-batches of at most `micro_tokens` tokens, padding included (a single longer row stands alone).
+
+    lengths [n] tokens per document of the store. Only here, inside a step, do lengths matter: longest first, and a short document
+    goes into the free end of an earlier row when it fits.
+    """
+    result: list[Rows] = []
+    rows: Rows = []
+    free: list[int] = []
+    capacity = 0
+    for i in sorted((int(i) for i in indices), key=lambda i: (-lengths[i], i)):
+        need = int(lengths[i])
+        place = next((r for r, room in enumerate(free) if room >= need), None)
+        if place is not None:
+            rows[place].append(i)
+            free[place] -= need
+            continue
+        if rows and (len(rows) + 1) * capacity > micro_tokens:
+            result.append(rows)
+            rows, free = [], []
+        if not rows:
+            capacity = need  # the longest of this micro-batch, since documents come longest first
+        rows.append([i])
+        free.append(capacity - need)
+    return result + [rows] if rows else result
+
+
+# ---- batches --------------------------------------------------------------------------------------------------------
+
+def make_batch(store: PairStore, rows: Rows, branches: int = 2, loss_on: str = "response") -> Batch:
+    """Lay documents out in rows and list the scored tokens.
+
+    branches: 2 = chosen and rejected, 1 = chosen alone. loss_on: "response" scores the reply; "assistant" also earlier assistant
+    turns (role 1); "all" every token but the start token. Masks go by position and role, never by token id: end-of-text
+    is padding nowhere and a target exactly once per reply.
+    """
+    documents = [[store.row(i) for i in row] for row in rows]
+    T = max(sum(len(p) + len(c) + (len(r) if branches == 2 else 0) for p, _, c, r in row) for row in documents)
+    ids = np.zeros((len(rows), T), dtype=np.int64)
+    positions = np.zeros_like(ids)
+    segments = np.full_like(ids, -1)
+    predict_at, targets, owner = [], [], []
+
+    def score(flat: np.ndarray, tokens: np.ndarray, sequence: int) -> None:
+        predict_at.append(flat)
+        targets.append(tokens)
+        owner.append(np.full(len(tokens), sequence))
+
+    document = 0
+    for b, row in enumerate(documents):
+        start = 0
+        for d, (prompt, roles, chosen, rejected) in enumerate(row):
+            P, base = len(prompt), b * T + start
+            ids[b, start:start + P] = prompt
+            positions[b, start:start + P] = np.arange(P)
+            segments[b, start:start + P] = 3 * d
+            if loss_on != "response":
+                scored = np.flatnonzero(roles[1:] == 1) + 1 if loss_on == "assistant" else np.arange(1, P)
+                score(base + scored - 1, prompt[scored], 2 * document)
+            at = start + P
+            for branch, reply in enumerate((chosen, rejected)[:branches]):
+                R = len(reply)
+                ids[b, at:at + R] = reply
+                positions[b, at:at + R] = P + np.arange(R)
+                segments[b, at:at + R] = 3 * d + 1 + branch
+                from_ = b * T + at + np.arange(R) - 1  # each token is predicted from the one before it ...
+                if R:
+                    from_[0] = base + P - 1            # ... and a branch's first from the prompt's last
+                score(from_, reply, 2 * document + branch)
+                at += R
+            start, document = at, document + 1
+    flat = [torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in (predict_at, targets, owner)]
+    return Batch(*map(torch.from_numpy, (ids, positions, segments)), *flat, pairs=[i for row in rows for i in row])
+
+
+def row_lengths(store: PairStore, branches: int) -> np.ndarray:
+    """Tokens each document takes in a row [n]."""
+    lengths = store.index["prompt"].astype(np.int64) + store.index["chosen"]
+    return lengths + store.index["rejected"] if branches == 2 else lengths
+
+
+def sequence_logps(logps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Sum token log-probs [N] by sequence -> (chosen [P], rejected [P]), nats. Sums, not means: DPO is about whole replies."""
+    sums = torch.zeros(2 * len(batch.pairs), dtype=logps.dtype, device=logps.device).index_add(0, batch.owner, logps)
+    return sums[0::2], sums[1::2]
+
+
+@torch.no_grad()
+def score_pairs(model: GPT, store: PairStore, indices: np.ndarray, micro_tokens: int, autocast, show: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """log p(chosen | prompt), log p(rejected | prompt) of the pairs `indices` [P], in nats, float32 [P] each, dropout off.
+
+    The same rows, dtype and code path as training uses. `autocast` makes the context; `show` names a progress bar.
+    """
+    was_training = model.training
+    model.eval()
+    lengths = row_lengths(store, 2)
+    where = {int(i): k for k, i in enumerate(indices)}
+    out = np.full((2, len(indices)), np.nan, dtype=np.float32)
+    for rows in tqdm(micro_batches(np.asarray(indices), lengths, micro_tokens), desc=show, disable=not show, leave=False):
+        batch = make_batch(store, rows).to(model.device)
+        with autocast():
+            logps = model(*batch.inputs())
+        k = [where[i] for i in batch.pairs]
+        for side, values in enumerate(sequence_logps(logps, batch)):
+            out[side, k] = values.cpu().numpy()
+    model.train(was_training)
+    return out[0], out[1]
+
+
+# ---- seeing the mask ------------------------------------------------------------------------------------------------
+
+def show_mask(batch: Batch, tokenizer: Tokenizer, stream=sys.stdout) -> None:
+    """Print the first row of a batch: plain context, scored chosen tokens green, scored rejected tokens red.
+
+    Read back from `targets` and `owner` themselves, so the picture cannot differ from what is trained. Not a terminal: {+chosen+}, {-rejected-}.
+    """
+    T = batch.ids.shape[1]
+    side = {0: ("\x1b[32m", "\x1b[0m"), 1: ("\x1b[31m", "\x1b[0m")} if stream.isatty() else {0: ("{+", "+}"), 1: ("{-", "-}")}
+    scored: dict[int, int] = {}  # position in the row -> branch
+    for at, owner in zip(batch.predict_at.tolist(), batch.owner.tolist()):
+        if at >= T:
+            continue  # another row
+        place = at + 1
+        if owner % 2 and batch.segments[0, at] % 3 == 0:  # predicted from the prompt, but it stands behind the chosen branch
+            place = int((batch.segments[0] == 3 * (owner // 2) + 2).nonzero()[0])
+        scored[place] = owner % 2
+    text, branch = "", None
+    for t in range(int((batch.segments[0] >= 0).sum())):
+        now = scored.get(t)
+        if now != branch:
+            text += (side[branch][1] if branch is not None else "") + (side[now][0] if now is not None else "")
+            branch = now
+        text += tokenizer.decode([int(batch.ids[0, t])])
+    print("first row of the first batch; marked tokens carry the loss (chosen green {+ +}, rejected red {- -}):\n"
+          + text + (side[branch][1] if branch is not None else ""), file=stream)
