@@ -1,0 +1,245 @@
+"""Whole stages on a tiny model: exact resume, step 0, checkpoints that open elsewhere, and one sentence for every mistake."""
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train_dpo
+import train_sft
+from runtime.checkpoint import find_checkpoint, load_state, save_checkpoint
+from runtime.config import ROOT, TrainConfig
+from runtime.device import pick_dtype
+from runtime.errors import UserError
+from runtime.optim import lr_at, make_optimizer, total_steps
+
+pytestmark = pytest.mark.slow
+TINY = ["toy", "--model.n_layer=1", "--model.n_head=2", "--model.n_embd=32", "--model.dropout=0.1", "--device=cpu", "--dtype=float32", "--threads=1",
+        "--data.max_rows=300", "--data.vocab_size=400"]
+SFT = ["--sft.max_steps=10", "--sft.batch=8", "--sft.eval_every=4", "--sft.save_every=5", "--sft.log_every=1", "--sft.eval_rows=16", "--sft.micro_tokens=600"]
+DPO = ["--dpo.max_steps=10", "--dpo.batch=8", "--dpo.eval_every=4", "--dpo.save_every=5", "--dpo.log_every=1", "--dpo.eval_rows=16", "--dpo.micro_tokens=600",
+       "--dpo.lr=1e-3"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """An output folder with data, SFT and DPO run to their ends, by the one command of the README."""
+    out = tmp_path_factory.mktemp("out")
+    subprocess.run([sys.executable, "train_dpo.py", *TINY, *SFT, *DPO, f"--out={out}"], cwd=ROOT, check=True, capture_output=True)
+    return out
+
+
+def command(out: Path, *more: str) -> list[str]:
+    return [*TINY, *SFT, *DPO, f"--out={out}", *more]
+
+
+def copy_without(done: Path, to: Path, *stages: str) -> Path:
+    shutil.copytree(done, to)
+    for stage in stages:
+        shutil.rmtree(to / "toy" / stage)
+    return to
+
+
+def metrics(out: Path, stage: str) -> list[dict]:
+    return [json.loads(line) for line in (out / "toy" / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def same_state(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a if k != "seconds")
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("stage, script", [("sft", train_sft), ("dpo", train_dpo)])
+@pytest.mark.parametrize("killed_in", [7, 3])  # after and before the first save at step 5
+def test_killed_and_continued_equals_uninterrupted_bit_for_bit(done, tmp_path, monkeypatch, stage, script, killed_in):
+    out = copy_without(done, tmp_path / "out", *(("sft", "dpo") if stage == "sft" else ("dpo",)))
+    real = script.lr_at
+
+    def killed(step, *rest):
+        if step == killed_in:
+            raise KeyboardInterrupt
+        return real(step, *rest)
+
+    monkeypatch.setattr(script, "lr_at", killed)
+    with pytest.raises(KeyboardInterrupt):
+        script.main(command(out))
+    assert (find_checkpoint(out / "toy" / stage / "last") is not None) == (killed_in == 7)
+    monkeypatch.setattr(script, "lr_at", real)
+    torch.manual_seed(12345)  # whatever else used the generators in between must not matter
+    script.main(command(out))
+    for which in ("last", "best"):
+        assert (out / "toy" / stage / which / "model.safetensors").read_bytes() == (done / "toy" / stage / which / "model.safetensors").read_bytes()
+    assert same_state(load_state(out / "toy" / stage / "last"), load_state(done / "toy" / stage / "last"))
+    drop = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]  # noqa: E731
+    assert drop(metrics(out, stage)) == drop(metrics(done, stage))  # no step missing, none twice
+
+
+def test_step_0_of_dpo(done):
+    first = metrics(done, "dpo")[:2]
+    assert [(r["step"], r["split"]) for r in first] == [(0, "val"), (1, "train")]
+    for row in first:
+        assert row["loss"] == pytest.approx(math.log(2), abs=5e-4)
+        assert abs(row["rewards/chosen"]) < 1e-3 and abs(row["rewards/rejected"]) < 1e-3
+    assert metrics(done, "dpo")[-1]["rewards/margin"] != 0
+
+
+def test_step_0_check_catches_a_wrong_reference(done, tmp_path):
+    out = copy_without(done, tmp_path / "out", "dpo")
+    for cache in (out / "data" / "reference").rglob("train.npy"):
+        np.save(cache, np.load(cache) - 0.5)
+    with pytest.raises(UserError, match="step 0: the policy's log-probs differ from the reference's by up to 0.5"):
+        train_dpo.main(command(out))
+
+
+def test_reference_is_cached_and_only_what_is_needed_is_computed(done):
+    cache, = (done / "data" / "reference").rglob("train.npy")
+    logps = np.load(cache)
+    assert 0 < np.isfinite(logps[:, 0]).sum() <= 80 < len(logps)  # 10 steps of 8 pairs
+
+
+def test_the_same_command_on_a_finished_run_does_nothing(done):
+    before = {p: p.stat().st_mtime_ns for p in (done / "toy").rglob("*.safetensors")}
+    train_dpo.main(command(done))
+    assert before == {p: p.stat().st_mtime_ns for p in (done / "toy").rglob("*.safetensors")}
+
+
+def test_checkpoints_open_with_transformers_and_give_our_ids_and_logits(done):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from model import load_model
+    from tokenizer import encode_prompt, load_tokenizer
+    folder = done / "toy" / "dpo" / "best"
+    theirs, tok = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    ours, mine = load_model(folder), load_tokenizer(folder)
+    prompt = "\n\nHuman: What is <|endoftext|>?\n\nAssistant:"
+    ids, _ = encode_prompt(mine, prompt)
+    assert tok(prompt)["input_ids"] == ids
+    with torch.no_grad():
+        x = torch.tensor([ids])
+        mask = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()[None, None]
+        logits = ours.logits(ours.hidden(x, torch.arange(len(ids))[None], mask))
+        assert (theirs(x).logits - logits).abs().max() < 1e-4
+        reply, = ours.generate([ids], max_new_tokens=40, eot_id=mine.eot_id, temperature=0)
+        generated = theirs.generate(x, max_new_tokens=40, do_sample=False)[0, len(ids):].tolist()
+    assert generated[:len(reply)] == reply and (len(generated) == len(reply) or generated[len(reply)] == mine.eot_id)
+    assert (folder / "README.md").read_text() and json.loads((folder / "run.json").read_text())["stage"] == "dpo"
+
+
+def test_changed_settings_are_refused_and_fresh_starts_over(done, tmp_path):
+    out = copy_without(done, tmp_path / "out")
+    with pytest.raises(UserError, match=r"dpo.beta 0.1 -> 0.3.*--fresh"):
+        train_dpo.main(command(out, "--dpo.beta=0.3"))
+    train_dpo.main(command(out, "--dpo.micro_tokens=300"))  # does not change what is computed
+    train_dpo.main(command(out, "--dpo.beta=0.3", "--fresh"))
+    assert json.loads((out / "toy/dpo/last/run.json").read_text())["config"]["dpo"]["beta"] == 0.3
+
+
+def test_resume_insists(done, tmp_path):
+    out = copy_without(done, tmp_path / "out", "dpo")
+    with pytest.raises(UserError, match="--resume: there is no checkpoint"):
+        train_dpo.main(command(out, "--resume"))
+
+
+def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_checkpoint(done, tmp_path, monkeypatch):
+    out = copy_without(done, tmp_path / "out", "sft", "dpo")
+    real = train_sft.sft_loss
+    calls = iter(range(10**6))
+    monkeypatch.setattr(train_sft, "sft_loss", lambda logps, count: real(logps * (math.nan if next(calls) >= 12 else 1), count))
+    with pytest.raises(UserError, match=r"the loss became nan at step \d+: lower --sft.lr; the last checkpoint"):
+        train_sft.main(command(out))
+    state = load_state(find_checkpoint(out / "toy/sft/last"))
+    assert state["step"] == 5
+    monkeypatch.setattr(train_sft, "sft_loss", real)
+    train_sft.main(command(out))
+    assert (out / "toy/sft/last/model.safetensors").read_bytes() == (done / "toy/sft/last/model.safetensors").read_bytes()
+
+
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_stays(done, tmp_path):
+    """A file-size limit is what a full disk looks like to a process: the first write beyond it fails."""
+    out = copy_without(done, tmp_path / "out", "dpo")
+    before = (out / "toy/sft/last/model.safetensors").read_bytes()
+    code = ("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (60000, 60000)); "
+            "from runtime.errors import run_main; import train_dpo; run_main(train_dpo.main)")
+    failed = subprocess.run([sys.executable, "-c", code, *command(out)], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 2, failed.stderr[-2000:]
+    assert [line for line in failed.stderr.splitlines() if line.startswith("error: the disk is full")] and "Traceback" not in failed.stderr
+    assert not list(out.rglob("*.tmp")) and (out / "toy/sft/last/model.safetensors").read_bytes() == before
+
+
+def test_a_kill_between_the_two_renames_leaves_last_old(done, tmp_path):
+    out = copy_without(done, tmp_path / "out")
+    last = out / "toy/dpo/last"
+    last.rename(last.with_name("last.old"))
+    assert find_checkpoint(last) == last.with_name("last.old")
+    train_dpo.main(command(out))  # finds it finished
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--data.source=/nowhere"], "/nowhere"),
+    (["--dpo.bta=1"], "did you mean 'beta'"),
+    (["--dpo.objective=dop"], "is not one of dpo"),
+    (["--sft.loss_on=replies"], "is not one of all, assistant, response"),
+    (["--model.block_size=16"], "block"),
+    (["--model.n_head=3"], "multiple of model.n_head"),
+    (["--model.init_from=./nothing"], "no model folder"),
+    (["--device=cuda"] if not torch.cuda.is_available() else ["--device=tpu"], "not available here"),
+    (["--dtype=float8"], "is not one of auto"),
+])
+def test_bad_input_is_one_clear_sentence(tmp_path, capsys, more, words):
+    script = train_dpo if any("dpo" in m for m in more) else train_sft
+    failed = subprocess.run([sys.executable, f"{script.__name__}.py", *command(tmp_path, *more)], cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 2, failed.stderr[-3000:]
+    errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert any(words in line for line in errors) and "Traceback" not in failed.stderr
+
+
+def test_a_checkpoint_of_another_shape_is_named(done, tmp_path):
+    out = copy_without(done, tmp_path / "out", "dpo")
+    with pytest.raises(UserError, match="another shape.*--model.n_layer=1"):
+        train_dpo.main(command(out, f"--dpo.init_from={done}/toy/sft/best", "--model.n_layer=2"))
+    with pytest.raises(UserError, match="needs|tokens"):
+        train_dpo.main(command(out, f"--dpo.init_from={done}/toy/sft/best", "--data.vocab_size=500", "--data.max_rows=299"))
+
+
+def test_dtype_goes_by_compute_capability():
+    assert pick_dtype("cuda", (7, 5), True)[0] == "float16"  # a T4, where is_bf16_supported() answers True
+    assert pick_dtype("cuda", (8, 0), False)[0] == "bfloat16"
+    assert pick_dtype("cpu", None, True)[0] == "bfloat16" and pick_dtype("cpu", None, False)[0] == "float32"
+    assert pick_dtype("mps", None, False)[0] == "float32"
+
+
+def test_schedule_and_decay_groups():
+    c = TrainConfig(lr=1.0, min_lr=0.1, warmup=0.1, batch=10, epochs=2.0)
+    assert total_steps(c, 95) == 20 and total_steps(TrainConfig(max_steps=3), 10**6) == 3
+    assert [lr_at(s, 20, c) for s in (0, 1)] == [0.5, 1.0]
+    assert lr_at(11, 20, c) == pytest.approx(0.1 + 0.9 * 0.5)  # half-way down the cosine: steps 2..20
+    assert lr_at(20, 20, c) == pytest.approx(0.1)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.LayerNorm(3))
+    matrices, rest = make_optimizer(model, c).param_groups
+    assert [p.dim() for p in matrices["params"]] == [2] and {p.dim() for p in rest["params"]} == {1}
+    assert matrices["weight_decay"] == 0.1 and rest["weight_decay"] == 0.0
+
+
+def test_feeds_read_metrics(done):
+    pytest.importorskip("tensorboard")
+    subprocess.run([sys.executable, "-m", "runtime.feeds", str(done / "toy"), "--to", "tensorboard"], cwd=ROOT, check=True, capture_output=True)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(done / "toy" / "tensorboard" / "dpo"))
+    events.Reload()
+    assert [e.value for e in events.Scalars("train/loss")] == pytest.approx([r["loss"] for r in metrics(done, "dpo") if r["split"] == "train"], rel=1e-6)
+
+
+def test_sample_prints_a_reply(done):
+    command = [sys.executable, "sample.py", str(done / "toy/sft/best"), "How do I paint the door of my own shed?", "--samples=2", "--max_new_tokens=12"]
+    first = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert first.strip() and first == subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout

@@ -1,0 +1,152 @@
+"""Stage 1: teach a GPT to answer, by next-token prediction on the chosen side of the pairs.
+
+    python train_sft.py toy                    supervised fine-tuning
+    python train_sft.py hh_cpu --stage=base    the same loop on plain text first, so that a from-scratch model can talk at all
+
+The same command continues a killed run, bit for bit. `--help` lists every setting.
+"""
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from batching import make_batch, micro_batches, row_lengths, show_mask, step_indices
+from data.store import PairStore, find_data, find_text
+from losses import sft_loss
+from model import GPT, GPTConfig, find_folder, load_model
+from runtime.checkpoint import find_checkpoint
+from runtime.config import Config, load_config
+from runtime.device import Device, peak_memory_gb, setup_device
+from runtime.errors import UserError, run_main
+from runtime.optim import lr_at, make_optimizer, total_steps
+from runtime.run import Run, fingerprint, finished, run_stage
+from tokenizer import load_tokenizer
+
+
+def starting_model(config: Config, folder: Path | None, vocab_size: int) -> GPT:
+    """The model a stage starts from: weights in `folder`, or random ones when it is None; its shape must be the config's."""
+    m = config.model
+    if folder is None:
+        return GPT(GPTConfig(vocab_size, m.block_size, m.n_layer, m.n_head, m.n_embd, m.dropout))
+    model = load_model(folder, m.block_size, m.dropout)
+    wrong = [f"--model.{k}={getattr(model.config, k)}" for k in ("n_layer", "n_head", "n_embd") if getattr(model.config, k) != getattr(m, k)]
+    if wrong:
+        raise UserError(f"the model in {folder} has another shape than this config; to use it add {' '.join(wrong)}.")
+    if model.config.vocab_size != vocab_size:
+        raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, the data were prepared with {vocab_size}; use its tokenizer: --data.tokenizer={folder}")
+    return model
+
+
+@torch.no_grad()
+def validate(model: GPT, store: PairStore, device: Device, rows: int, micro_tokens: int, loss_on: str) -> float:
+    """Mean negative log-likelihood in nats per scored token over the first `rows` (0 = all) validation documents, dropout off."""
+    model.eval()
+    total, count = 0.0, 0
+    for micro in micro_batches(np.arange(min(rows or len(store), len(store))), row_lengths(store, 1), micro_tokens):
+        batch = make_batch(store, micro, branches=1, loss_on=loss_on).to(device.device)
+        with device.autocast():
+            logps = model(*batch.inputs())
+        total -= logps.double().sum().item()
+        count += len(logps)
+    model.train()
+    return total / count
+
+
+def main(argv: list[str]) -> None:
+    stage = "base" if "--stage=base" in argv else "sft"
+    config = load_config([a for a in argv if a not in ("--stage=base", "--stage=sft")])
+    c = config.base if stage == "base" else config.sft
+    loss_on = "all" if stage == "base" else config.sft.loss_on
+    if loss_on not in ("all", "assistant", "response"):
+        raise UserError(f"sft.loss_on '{loss_on}' is not one of all, assistant, response.")
+
+    # earlier stages: the pairs; the plain text (base) or the base model (SFT of a from-scratch model)
+    data = find_data(config)
+    if data is None:
+        run_stage("data/prepare_hh.py", argv, "no prepared pairs")
+        data = find_data(config)
+    documents = data
+    start = None if config.model.init_from == "scratch" else find_folder(config.model.init_from)
+    if stage == "base":
+        documents = find_text(config)
+        if documents is None:
+            run_stage("data/prepare_text.py", argv, "no prepared text")
+            documents = find_text(config)
+    elif config.base.enabled:
+        text = find_text(config)
+        if text is None or not finished(config.run_dir / "base", fingerprint(config, "base", text)):
+            run_stage("train_sft.py --stage=base", argv, "no base model")
+        start = find_checkpoint(config.run_dir / "base" / "best")
+    tokenizer = load_tokenizer(str(data / "tokenizer"))
+    train, val = PairStore(documents / "train"), PairStore(documents / "val")
+
+    # the model, and where an earlier call left off
+    device = setup_device(config)
+    run = Run(config, stage, fingerprint(config, stage, documents))
+    if run.finished:
+        return
+    model = starting_model(config, run.last or start, tokenizer.vocab_size).to(device.device).train()
+    optimizer, scaler = make_optimizer(model, c), device.scaler()
+    run.restore(optimizer, scaler)
+    if config.compile:
+        model.compile()
+    total, lengths = total_steps(c, len(train)), row_lengths(train, 1)
+    print(f"{stage}: {model.n_params() / 1e6:.2f}M parameters ({model.n_params(embeddings=False) / 1e6:.2f}M without embeddings), "
+          f"{len(train):,} documents, {lengths.sum():,} tokens, {total} steps of {c.batch}; {device.device.type} {str(device.dtype)[6:]} ({device.reason})")
+
+    bar = tqdm(total=total, initial=run.step, desc=stage, mininterval=0.5)
+    while run.step < total:
+        lr = lr_at(run.step, total, c)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        indices = step_indices(len(train), c.batch, config.seed, run.step)
+        batches = [make_batch(train, rows, branches=1, loss_on=loss_on) for rows in micro_batches(indices, lengths, c.micro_tokens)]
+        if run.step == 0:
+            show_mask(batches[0], tokenizer)
+        count = sum(len(b.targets) for b in batches)  # of the whole step, before the first backward: see sft_loss
+        loss = 0.0
+        for batch in batches:
+            batch = batch.to(device.device)
+            with device.autocast():
+                logps = model(*batch.inputs())
+            part = sft_loss(logps, count)
+            scaler.scale(part).backward()
+            loss += part.item()
+        if not math.isfinite(loss):
+            raise UserError(f"the loss became {loss} at step {run.step}: lower --{stage}.lr; the last checkpoint in {run.folder} is intact.")
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf).item()
+        if not math.isfinite(norm) and not scaler.is_enabled():
+            raise UserError(f"the gradient became {norm} at step {run.step}: lower --{stage}.lr; the last checkpoint in {run.folder} is intact.")
+        run.skipped += not math.isfinite(norm)  # float16: the scaler skips such a step and lowers its scale
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+
+        run.step += 1
+        run.tokens += int(lengths[indices].sum())
+        if run.step % c.log_every == 0 or run.step == total:
+            row = run.log("train", loss=loss, lr=lr, grad_norm=norm, skipped_steps=run.skipped)
+            bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{run.tokens / max(row['seconds'], 1e-9):.0f}")
+        bar.update()
+        if run.step % c.eval_every == 0 or run.step == total:
+            val_loss = validate(model, val, device, c.eval_rows, c.micro_tokens, loss_on)
+            run.log("val", loss=val_loss, lr=lr)
+            better = run.improved(val_loss)
+            tqdm.write(f"step {run.step}: validation loss {val_loss:.4f} nats per token, perplexity {math.exp(min(val_loss, 50)):.2f}{' (best)' if better else ''}")
+            if better:
+                run.save("best", model, tokenizer, data)
+            if c.patience and run.bad >= c.patience:
+                tqdm.write(f"no better for {run.bad} validations: stopping at step {run.step}.")
+                break
+        if run.step % c.save_every == 0:
+            run.save("last", model, tokenizer, data, optimizer, scaler)
+    bar.close()
+    run.save("last", model, tokenizer, data, optimizer, scaler, finished=True)
+    print(f"{stage}: best validation loss {run.best:.4f}; {run.seconds / 60:.1f} min, peak memory {peak_memory_gb(device.device):.2f} GB; {run.folder / 'best'}")
+
+
+if __name__ == "__main__":
+    run_main(main)
