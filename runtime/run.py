@@ -13,6 +13,7 @@ import torch
 from model import GPT
 from runtime.checkpoint import find_checkpoint, git_commit, load_state, read_run, rng_state, save_checkpoint, set_rng_state, versions
 from runtime.config import ROOT, Config
+from runtime.device import peak_memory_gb
 from runtime.errors import UserError
 from tokenizer import Tokenizer
 
@@ -135,7 +136,8 @@ class Run:
              scaler: torch.amp.GradScaler | None = None, finished: bool = False) -> None:
         """Write best/ (weights) or, given the optimizer, last/ (weights and everything a resume needs)."""
         run = {"stage": self.stage, "step": self.step, "finished": finished, "best": self.best, "fingerprint": self.fingerprint,
-               "config": dataclasses.asdict(self.config), "data": data.name, "git_commit": git_commit(), "versions": versions()}
+               "seconds": round(time.perf_counter() - self.started, 1), "peak_memory_gb": round(peak_memory_gb(model.device), 2), "device": str(model.device),
+               "threads": torch.get_num_threads(), "config": dataclasses.asdict(self.config), "data": data.name, "git_commit": git_commit(), "versions": versions()}
         state = None
         if optimizer is not None:
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": rng_state(), "step": self.step, "tokens": self.tokens,

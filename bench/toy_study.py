@@ -1,0 +1,74 @@
+"""The toy demo three times with different seeds, and its controls on the first seed; what results/toy/ holds comes from here.
+
+    python bench/toy_study.py            everything: about 40 minutes on two CPU cores
+    python bench/toy_study.py --only seed0 shuffled
+
+Each run is the README's own commands with other settings. Finished runs are kept, so the same command continues a stopped study.
+"""
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+KEEP = ("report.md", "report.html", "results_summary.json", "model_comparison.csv", "training_curves.png", "toxicity_distribution.png")
+
+
+def commands(out: Path) -> dict[str, list[list[str]]]:
+    """Name of a run -> the commands that make it."""
+    def experiment(name: str, *more: str) -> list[list[str]]:
+        arguments = ["toy", f"--out={out}", f"--name={name}", *more]
+        return [["train_dpo.py", *arguments], ["-m", "eval.run", *arguments]]
+
+    # a control shares the first seed's SFT model and tokenizer: only the preference data, or the second stage, differ
+    sft = out / "seed0" / "sft" / "best"
+    same_start = [f"--dpo.init_from={sft}", f"--data.tokenizer={sft}"]
+    more_sft = ["toy", f"--out={out}", "--name=more_sft", f"--model.init_from={sft}", f"--data.tokenizer={sft}", f"--sft.max_steps={dpo_steps(out)}",
+                "--sft.lr=2e-4", "--sft.patience=0"]
+    return {
+        **{f"seed{s}": experiment(f"seed{s}", f"--seed={s}", f"--eval.seed={s}") for s in (0, 1, 2)},
+        **{c: experiment(c, *same_start, f"--data.toy_control={c}") for c in ("shuffled", "flipped", "no_overrefusal")},
+        "more_sft": [["train_sft.py", *more_sft],
+                     ["-m", "eval.run", *more_sft, f"--dpo.init_from={sft}", f"--eval.policy={out}/more_sft/sft/best"]],
+    }
+
+
+def dpo_steps(out: Path) -> int:
+    """Optimizer steps of the first seed's DPO (continued SFT gets as many); 1 before that run exists."""
+    run = out / "seed0" / "dpo" / "last" / "run.json"
+    return json.loads(run.read_text())["step"] if run.exists() else 1
+
+
+def keep(out: Path, name: str, results: Path) -> None:
+    """Copy what a reader needs of one run to results/toy/<name>/."""
+    target = results / name
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
+    for file in KEEP:
+        if not (name.startswith("seed") is False and file.endswith((".png", ".html"))):  # a control keeps its figures alone
+            shutil.copy(out / name / "eval" / file, target / file)
+    for stage in ("sft", "dpo"):
+        if (out / name / stage / "metrics.jsonl").exists():
+            shutil.copy(out / name / stage / "metrics.jsonl", target / f"{stage}_metrics.jsonl")
+            run = json.loads((out / name / stage / "last" / "run.json").read_text())
+            (target / f"{stage}_run.json").write_text(json.dumps({k: v for k, v in run.items() if k != "fingerprint"}, indent=1) + "\n")
+
+
+def main() -> None:
+    a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument("--out", type=Path, default=Path("out/toy_study"))
+    a.add_argument("--results", type=Path, default=ROOT / "results" / "toy")
+    a.add_argument("--only", nargs="+", help="names of runs; seed0 comes first since the controls start from it")
+    a = a.parse_args()
+    for name in a.only or list(commands(a.out)):
+        if not (a.out / name / "eval" / "results_summary.json").exists():
+            for command in commands(a.out)[name]:
+                print("\n$ python", *command, flush=True)
+                subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        keep(a.out, name, a.results)
+
+
+if __name__ == "__main__":
+    main()
