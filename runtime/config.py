@@ -96,6 +96,7 @@ class DPOConfig(TrainConfig):
 
 @dataclass
 class EvalConfig:
+    policy: str = opt("", "checkpoint evaluated in the place of the experiment's DPO model (a control, say)")
     prompts_per_kind: int = opt(400, "distinct test prompts of each kind to answer")
     max_new_tokens: int = opt(64, "longest reply, in tokens")
     temperature: float = opt(0.7, "sampling temperature for SFT and DPO alike")

@@ -1,0 +1,224 @@
+"""Intervals and tests for the evaluation: what each figure in the report stands on.
+
+Everything here is a pure function of numpy arrays and a seed. A *unit* is what would be drawn again if the study were
+repeated: a prompt with its reply, or a prompt with all of its pairs. Intervals are 95 % unless told otherwise.
+
+The bootstrap needs one idea: a mean, a ratio, a perplexity and a relative change are all functions of a few column
+sums. So one routine resamples units, sums the columns, and applies the function to 10,000 rows of sums at once.
+"""
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from runtime.errors import UserError
+
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval: `n` units, how it was made, and the seed when chance was used.
+
+    `low` or `high` is None where the interval has no end on that side (a relative change over a baseline that is
+    zero in more than 2.5 % of the resamples).
+    """
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    method: str
+    seed: int | None = None
+
+    def to_dict(self) -> dict:
+        """The same as plain values, for JSON."""
+        return asdict(self)
+
+
+def _as_columns(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Stack equally long 1-d columns to [n, k] float64; an empty, ragged or NaN column is an error, never a score."""
+    arrays = [np.asarray(column, dtype=np.float64) for column in columns]
+    if any(array.ndim != 1 or len(array) != len(arrays[0]) for array in arrays):
+        raise ValueError(f"need 1-d columns of one length, got shapes {[array.shape for array in arrays]}")
+    if len(arrays[0]) == 0:
+        raise ValueError("no values: a statistic of an empty sample does not exist")
+    stacked = np.stack(arrays, axis=1)
+    if not np.isfinite(stacked).all():
+        raise ValueError(f"{int((~np.isfinite(stacked)).any(axis=1).sum())} of {len(stacked)} values are NaN or infinite")
+    return stacked
+
+
+def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
+    """Score interval for a proportion (Wilson 1927; method 3 of Newcombe, Stat. Med. 17:857, 1998).
+
+    Unlike p ± 1.96·se it stays inside [0, 1] and does not shrink to a point at 0 of n or n of n.
+    """
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
+    z = NormalDist().inv_cdf(0.5 + level / 2)
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # at 0 and at n the score interval ends exactly there; rounding would leave 1e-18
+    low = 0.0 if successes == 0 else centre - half
+    high = 1.0 if successes == n else centre + half
+    return Interval(p, low, high, n, "Wilson")
+
+
+def bootstrap(columns: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 10_000,
+              seed: int = 0, level: float = LEVEL) -> Interval:
+    """Percentile bootstrap of a function of column means (Efron & Tibshirani 1993, ch. 13).
+
+    columns: k arrays [n], one entry per unit; a resample draws n units with replacement, all columns together, so that
+        pairing within a unit is kept.
+    statistic: maps means [r, k] to values [r]; +inf marks a resample where it is undefined (see `relative_change`).
+    """
+    table = _as_columns(*columns)
+    n = len(table)
+    means = _resampled_means(table, resamples, np.random.default_rng(seed))
+    value = float(statistic(table.mean(axis=0, keepdims=True))[0])
+    if not math.isfinite(value):
+        raise ValueError("the statistic is undefined on the sample itself (a zero denominator)")
+    # order statistics, not interpolation: with +inf among them, inf - inf would make a NaN
+    low, high = np.quantile(statistic(means), [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    ends = [float(end) if math.isfinite(end) else None for end in (low, high)]
+    return Interval(value, *ends, n, f"bootstrap, {resamples:,} resamples", seed)
+
+
+def _resampled_means(table: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Column means [resamples, k] of tables drawn from `table` [n, k] with replacement."""
+    n = len(table)
+    kinds, counts = np.unique(table, axis=0, return_counts=True)
+    if len(kinds) <= 32:  # 0/1 data: how often each kind of row is drawn is multinomial, no need to draw row by row
+        return rng.multinomial(n, counts / n, size=resamples) @ kinds / n
+    means = np.empty((resamples, table.shape[1]))
+    rows = max(1, 2_000_000 // n)  # resamples at a time: a few MB of indices, whatever n is
+    for start in range(0, resamples, rows):
+        picks = rng.integers(0, n, size=(min(rows, resamples - start), n), dtype=np.min_scalar_type(n - 1))
+        for k in range(table.shape[1]):
+            means[start:start + len(picks), k] = table[:, k][picks].mean(axis=1)
+    return means
+
+
+def mean(values: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0) -> Interval:
+    """The mean of n values with its bootstrap interval."""
+    return bootstrap([np.asarray(values)], lambda m: m[:, 0], resamples, seed)
+
+
+def ratio(numerators: Sequence[float], denominators: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """sum(numerators) / sum(denominators), resampling units: token-weighted means, clusters of unequal size."""
+    return bootstrap([np.asarray(numerators), np.asarray(denominators)], lambda m: _divide(m[:, 0], m[:, 1]), resamples, seed)
+
+
+def mean_difference(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """mean(b) - mean(a) for paired samples; for 0/1 arrays it is the paired difference of proportions."""
+    a, b = _as_columns(a, b).T
+    return mean(b - a, resamples, seed)
+
+
+def relative_change(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """(mean(b) - mean(a)) / mean(a) for paired samples: -0.45 is "45 % less". Undefined (ValueError) when mean(a) is 0."""
+    return bootstrap([np.asarray(a), np.asarray(b)], lambda m: _divide(m[:, 1] - m[:, 0], m[:, 0]), resamples, seed)
+
+
+def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """top / bottom, +inf where bottom is 0: the undefined resample counts against a claimed fall, not for it."""
+    return np.where(bottom != 0, top / np.where(bottom != 0, bottom, 1.0), np.inf)
+
+
+def sum_by_cluster(clusters: Sequence, *columns: Sequence[float] | np.ndarray) -> list[np.ndarray]:
+    """Column sums per distinct cluster, in order of first appearance, with the cluster sizes as the last column.
+
+    Pairs that share a prompt are not independent. Feed the sums to `ratio` and the bootstrap resamples whole prompts.
+    """
+    place: dict = {}
+    member = np.array([place.setdefault(cluster, len(place)) for cluster in clusters], dtype=np.int64)
+    columns = (*columns, np.ones(len(member)))
+    return [np.bincount(member, weights=np.asarray(column, dtype=np.float64), minlength=len(place)) for column in columns]
+
+
+def _scipy_stats():
+    try:
+        from scipy import stats
+    except ImportError:
+        raise UserError("The significance tests need scipy: pip install scipy") from None
+    return stats
+
+
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided exact p that a win is as likely as a loss, ties left out (Dixon & Mood 1946). 1.0 when nothing was decided."""
+    if wins < 0 or losses < 0:
+        raise ValueError(f"negative counts: {wins} wins, {losses} losses")
+    return float(_scipy_stats().binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, int, int]:
+    """Exact McNemar test for two 0/1 results on the same units (McNemar 1947): (p, only a is 1, only b is 1).
+
+    Only units on which the two differ carry information, and under the null each goes either way with probability 1/2.
+    """
+    table = _as_columns(a, b)
+    if not np.isin(table, (0, 1)).all():
+        raise ValueError("McNemar's test needs 0/1 values")
+    only_a = int((table[:, 0] > table[:, 1]).sum())
+    only_b = int((table[:, 1] > table[:, 0]).sum())
+    return sign_test(only_b, only_a), only_a, only_b
+
+
+def sign_flip_test(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> float:
+    """Two-sided randomisation p for a zero mean of paired differences b - a (Fisher 1935): flip each sign by a coin.
+
+    Adds one to both counts, so p is never 0 (Phipson & Smyth 2010).
+    """
+    a, b = _as_columns(a, b).T
+    differences = (b - a)[b != a]  # a zero stays zero under any flip
+    if len(differences) == 0:
+        return 1.0
+    observed = abs(differences.sum())
+    rng = np.random.default_rng(seed)
+    rows = max(1, 4_000_000 // len(differences))
+    extreme = 0
+    for start in range(0, resamples, rows):
+        signs = rng.integers(0, 2, size=(min(rows, resamples - start), len(differences)), dtype=np.int8)
+        totals = (2.0 * signs - 1.0) @ differences
+        extreme += int((np.abs(totals) >= observed * (1 - 1e-12)).sum())  # a tie that rounding broke is still a tie
+    return (extreme + 1) / (resamples + 1)
+
+
+def mann_whitney(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """(U of a, two-sided p): do values of one *independent* sample tend to be larger? (Mann & Whitney 1947)
+
+    U / (len(a) len(b)) estimates P(a > b) + P(a = b) / 2. It ignores pairing: the paired tests above are the main ones.
+    """
+    _as_columns(a), _as_columns(b)
+    result = _scipy_stats().mannwhitneyu(a, b, alternative="two-sided")
+    return float(result.statistic), float(result.pvalue)
+
+
+def cohens_d(a: Sequence[float], b: Sequence[float]) -> float:
+    """(mean(b) - mean(a)) / pooled standard deviation (Cohen 1988, eq. 2.2.1). Undefined (ValueError) without spread."""
+    a, b = _as_columns(a)[:, 0], _as_columns(b)[:, 0]
+    if len(a) < 2 or len(b) < 2:
+        raise ValueError("Cohen's d needs two values in each sample")
+    pooled = math.sqrt(((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (len(a) + len(b) - 2))
+    if pooled == 0:
+        raise ValueError("Cohen's d is undefined: neither sample varies")
+    return float((b.mean() - a.mean()) / pooled)
+
+
+def bonferroni(p_values: Sequence[float]) -> list[float]:
+    """p times the number of tests, at most 1 (Dunn 1961)."""
+    return [min(1.0, p * len(p_values)) for p in p_values]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Step-down corrected p in the given order (Holm 1979): never larger than Bonferroni, same guarantee."""
+    corrected = [0.0] * len(p_values)
+    running = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        # a larger p may not end up more significant than a smaller one, hence the running maximum
+        running = max(running, min(1.0, p_values[index] * (len(p_values) - rank)))
+        corrected[index] = running
+    return corrected
