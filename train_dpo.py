@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
 
     # the reference: every pair this run will see, once, through the same code path and dtype as the policy
     total, lengths = total_steps(c, len(train)), row_lengths(train, 2)
-    val_pairs = np.arange(min(c.eval_rows or len(val), len(val)))
+    val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split, always the same
     seen = np.concatenate([step_indices(len(train), c.batch, config.seed, s) for s in range(total)])
     key = digest([weights, data.name, str(device.dtype), device.device.type])
     load = lambda: starting_model(config, start, tokenizer.vocab_size).to(device.device)  # noqa: E731

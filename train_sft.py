@@ -41,10 +41,14 @@ def starting_model(config: Config, folder: Path | None, vocab_size: int) -> GPT:
 
 @torch.no_grad()
 def validate(model: GPT, store: PairStore, device: Device, rows: int, micro_tokens: int, loss_on: str) -> float:
-    """Mean negative log-likelihood in nats per scored token over the first `rows` (0 = all) validation documents, dropout off."""
+    """Mean negative log-likelihood in nats per scored token over `rows` (0 = all) validation documents, dropout off.
+
+    Always the same ones, drawn from the whole split: a store keeps its sources one after the other, so its first rows are of one kind.
+    """
     model.eval()
     total, count = 0.0, 0
-    for micro in micro_batches(np.arange(min(rows or len(store), len(store))), row_lengths(store, 1), micro_tokens):
+    chosen = np.random.default_rng(0).permutation(len(store))[:rows or len(store)]
+    for micro in micro_batches(chosen, row_lengths(store, 1), micro_tokens):
         batch = make_batch(store, micro, branches=1, loss_on=loss_on).to(device.device)
         with device.autocast():
             logps = model(*batch.inputs())

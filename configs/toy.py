@@ -3,5 +3,5 @@ dtype = "float32"  # a model this small gains nothing from bf16, and the figures
 model = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 256}
 data = {"source": "toy", "tokenizer": "bpe", "vocab_size": 1024}
 sft = {"epochs": 4.0, "batch": 32, "micro_tokens": 1024, "lr": 2e-3, "eval_every": 100, "patience": 3, "loss_on": "response"}
-dpo = {"epochs": 1.0, "batch": 32, "micro_tokens": 2048, "lr": 2e-4, "beta": 0.1, "eval_every": 50}
+dpo = {"epochs": 1.0, "batch": 32, "micro_tokens": 2048, "lr": 2e-5, "beta": 0.3, "eval_every": 50}
 eval = {"prompts_per_kind": 400, "max_new_tokens": 64, "temperature": 0.7, "toxicity": "lexicon"}
