@@ -20,7 +20,7 @@ from runtime.checkpoint import find_checkpoint
 from runtime.config import Config, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
-from runtime.optim import lr_at, make_optimizer, total_steps
+from runtime.optim import lr_at, make_optimizer, total_steps, update
 from runtime.run import Run, fingerprint, finished, run_stage
 from tokenizer import load_tokenizer
 
@@ -118,16 +118,7 @@ def main(argv: list[str]) -> None:
             part = sft_loss(logps, count)
             scaler.scale(part).backward()
             loss += part.item()
-        if not math.isfinite(loss):
-            raise UserError(f"the loss became {loss} at step {run.step}: lower --{stage}.lr; the last checkpoint in {run.folder} is intact.")
-        scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf).item()
-        if not math.isfinite(norm) and not scaler.is_enabled():
-            raise UserError(f"the gradient became {norm} at step {run.step}: lower --{stage}.lr; the last checkpoint in {run.folder} is intact.")
-        run.skipped += not math.isfinite(norm)  # float16: the scaler skips such a step and lowers its scale
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        norm = update(model, optimizer, scaler, loss, run, c)
 
         run.step += 1
         run.tokens += int(lengths[indices].sum())

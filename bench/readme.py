@@ -74,7 +74,7 @@ def demo_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
 def toy_part() -> str:
     """The demo on three seeds, and its controls."""
     runs = [load(f"toy/seed{s}") for s in (0, 1, 2)]
-    kinds = ", ".join(f"{n} {k.removeprefix('prompts_')}" for k, n in runs[0]["facts"]["prompts"].items() if k.startswith("prompts_"))
+    kinds = ", ".join(f"{n} {kind}" for kind, n in runs[0]["facts"]["prompts"]["kinds"].items())
     text = f"""DPO against SFT on held-out toy prompts ({kinds}), sampled at the same temperature {runs[0]['systems']['dpo']['temperature']}; 95 % intervals in brackets.
 
 {table(["", "target", "seed 0", "seed 1", "seed 2"], demo_rows(runs))}

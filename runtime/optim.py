@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from runtime.config import TrainConfig
+from runtime.errors import UserError
+from runtime.run import Run
 
 
 def make_optimizer(model: nn.Module, c: TrainConfig) -> torch.optim.AdamW:
@@ -28,3 +30,21 @@ def lr_at(step: int, total: int, c: TrainConfig) -> float:
 def total_steps(c: TrainConfig, rows: int) -> int:
     """Optimizer steps of a stage: max_steps, or what `epochs` passes over `rows` documents take."""
     return c.max_steps or max(1, math.ceil(c.epochs * math.ceil(rows / c.batch)))
+
+
+def update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: float, run: Run, c: TrainConfig) -> float:
+    """One optimizer step from the gradients of a whole step whose loss is `loss`; returns their global norm before clipping.
+
+    Raises UserError before anything is changed when loss or gradient is not finite. Under float16 a gradient may overflow: the
+    scaler then skips the step and lowers its scale, and run.skipped counts it.
+    """
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf).item()
+    for name, value in (("loss", loss), ("gradient", norm)):
+        if not math.isfinite(value) and not (name == "gradient" and scaler.is_enabled()):
+            raise UserError(f"the {name} became {value} at step {run.step}: lower --{run.stage}.lr; the last checkpoint in {run.folder} is intact.")
+    run.skipped += not math.isfinite(norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
