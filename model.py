@@ -232,7 +232,7 @@ class GPT(nn.Module):
         cache = Cache(self.config, len(prompts), longest + steps, self.device, dtype)
         x = self.hidden(ids, positions[:, :longest], mask, cache)[:, -1]
         for n in range(steps):
-            u = torch.from_numpy(uniforms(seed, keys, n)).to(self.device)
+            u = torch.from_numpy(uniforms(seed, keys, n))
             tokens = pick(self.logits(x), temperature, top_k, top_p, u)  # [B]
             yield tokens
             end = longest + n + 1
@@ -252,8 +252,9 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, u: Tensor
         before = ranked.cumsum(1) - ranked  # mass of the likelier tokens; the first one always stays
         keep = torch.zeros_like(probs, dtype=torch.bool).scatter(1, order, before < top_p * ranked.sum(1, keepdim=True))
         probs = probs.where(keep, 0)
-    cdf = probs.cpu().double().cumsum(1)  # float64, and on the CPU: Apple's MPS has none
-    token = torch.searchsorted(cdf, (u.cpu().double() * cdf[:, -1])[:, None], right=True).squeeze(1)
+    probs = probs.cpu() if probs.device.type == "mps" else probs  # which has no float64
+    cdf = probs.double().cumsum(1)
+    token = torch.searchsorted(cdf, (u.to(cdf) * cdf[:, -1])[:, None], right=True).squeeze(1)
     return token.clamp(max=probs.shape[1] - 1).to(logits.device)
 
 
