@@ -7,13 +7,14 @@ Each run is the README's own commands with other settings. Finished runs are kep
 """
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-KEEP = ("report.md", "report.html", "results_summary.json", "model_comparison.csv", "training_curves.png", "toxicity_distribution.png")
+sys.path[0] = str(ROOT)  # import from the repository root, not from bench/
+
+from bench.keep import keep
 
 
 def commands(out: Path) -> dict[str, list[list[str]]]:
@@ -41,21 +42,6 @@ def dpo_steps(out: Path) -> int:
     return json.loads(run.read_text())["step"] if run.exists() else 1
 
 
-def keep(out: Path, name: str, results: Path) -> None:
-    """Copy what a reader needs of one run to results/toy/<name>/."""
-    target = results / name
-    shutil.rmtree(target, ignore_errors=True)
-    target.mkdir(parents=True)
-    for file in KEEP:
-        if not (name.startswith("seed") is False and file.endswith((".png", ".html"))):  # a control keeps its figures alone
-            shutil.copy(out / name / "eval" / file, target / file)
-    for stage in ("sft", "dpo"):
-        if (out / name / stage / "metrics.jsonl").exists():
-            shutil.copy(out / name / stage / "metrics.jsonl", target / f"{stage}_metrics.jsonl")
-            run = json.loads((out / name / stage / "last" / "run.json").read_text())
-            (target / f"{stage}_run.json").write_text(json.dumps({k: v for k, v in run.items() if k != "fingerprint"}, indent=1) + "\n")
-
-
 def main() -> None:
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("--out", type=Path, default=Path("out/toy_study"))
@@ -67,7 +53,7 @@ def main() -> None:
             for command in commands(a.out)[name]:
                 print("\n$ python", *command, flush=True)
                 subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
-        keep(a.out, name, a.results)
+        keep(a.out / name, a.results / name, pictures=name.startswith("seed"))  # of a control the figures are enough
 
 
 if __name__ == "__main__":
