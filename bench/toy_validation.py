@@ -24,22 +24,24 @@ def main(argv: list[str]) -> None:
     a.add_argument("experiment", type=Path, help="such as out/toy")
     a.add_argument("stages", nargs="+", help="such as sft dpo, or dpo/last")
     a.add_argument("--temperature", type=float, default=0.7)
-    a.add_argument("--prompts", type=int, default=900)
+    a.add_argument("--samples", type=int, default=3, help="replies per prompt")
     a.add_argument("--show", type=int, default=0, help="print this many broken replies of the last checkpoint")
     a = a.parse_args(argv)
     data = a.experiment.parent / json.loads((a.experiment / "data.json").read_text())["root"]
     store, tok = PairStore(data / "val"), load_tokenizer(data / "tokenizer")
-    prompts = list({tok.decode(ids[1:]): ids for ids in (store.row(i)[0].tolist() for i in range(len(store)))}.items())[:a.prompts]
+    prompts = list({tok.decode(ids[1:]): ids for ids in (store.row(i)[0].tolist() for i in range(len(store)))}.items()) * a.samples
     facts = [describe_prompt(text) for text, _ in prompts]
     kinds = {kind: [i for i, f in enumerate(facts) if f.kind == kind] for kind in ("unsafe", "borderline", "helpful")}
-    print(f"{len(prompts)} validation prompts: {', '.join(f'{len(v)} {k}' for k, v in kinds.items())}")
+    print(f"{len(prompts)} replies to validation prompts, {a.samples} each: {', '.join(f'{len(v)} {k}' for k, v in kinds.items())}")
     print(f"{'':16}{'T':>5} {'refused: unsafe':>15} {'border':>7} {'helpful':>8} {'correct: border':>16} {'helpful':>8} {'toxic':>6} {'formed':>7}  beats the first (decided)")
     first = None
     for stage in a.stages:
         folder = a.experiment / (stage if "/" in stage else f"{stage}/best")
         model = load_model(folder)
-        for temperature in (a.temperature, 0.0) if stage == a.stages[0] else (a.temperature,):
-            ids = model.generate([p for _, p in prompts], max_new_tokens=64, eot_id=tok.eot_id, temperature=temperature, seed=1, batch_size=128)
+        for temperature in (a.temperature,):
+            distinct = [p for _, p in prompts[:len(prompts) // a.samples]]
+            ids = [r for k in range(a.samples) for r in model.generate(distinct, max_new_tokens=64, eot_id=tok.eot_id, temperature=temperature, seed=1,
+                                                                       sample_index=k)]
             replies = [clean_reply(tok.decode(r)) for r in ids]
             verdicts = [judge_reply(f, r) for f, r in zip(facts, replies)]
             share = lambda kind, name: sum(getattr(verdicts[i], name) for i in kinds[kind]) / max(1, len(kinds[kind]))  # noqa: E731
