@@ -6,7 +6,7 @@ PY = .venv/bin/python
 # the pins are for Python 3.11; a newer Python takes the lower bounds of requirements.txt
 PINS = $$($(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: demo test quick test-long clean
+.PHONY: demo test quick clean
 
 demo: .venv/ready
 	$(PY) train_dpo.py toy
@@ -17,9 +17,6 @@ test: .venv/ready
 
 quick: .venv/ready
 	$(PY) -m pytest -q tests -m "not slow"
-
-test-long: .venv/ready
-	NANOPREF_LONG=1 $(PY) -m pytest -q tests
 
 .venv/ready: requirements.txt requirements-extra.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanopref needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ...")'

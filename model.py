@@ -202,8 +202,9 @@ class GPT(nn.Module):
             tails = [b""] * len(rows)
             open_rows = set(range(len(rows)))
             for n, tokens in enumerate(self._extend([prompts[i] for i in rows], max_new_tokens, temperature, top_k, top_p, seed, keys)):
+                tokens = tokens.tolist()
                 for r in list(open_rows):
-                    i, token = rows[r], int(tokens[r])
+                    i, token = rows[r], tokens[r]
                     if token != eot_id:
                         replies[i].append(token)
                     if stop:
@@ -241,9 +242,13 @@ class GPT(nn.Module):
 
 def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, u: Tensor) -> Tensor:
     """Next ids [B] from logits [B, V]: greedy at temperature 0, else the inverse CDF of the (cut) distribution at u [B] in [0, 1)."""
+    if not logits.sum().isfinite():
+        raise ValueError("the model's logits are not finite: its weights or its number format are broken")
     if temperature == 0:
         return logits.argmax(1)
     probs = (logits / temperature).softmax(1)
+    if probs.device.type == "mps" or torch.are_deterministic_algorithms_enabled():
+        probs = probs.cpu()  # MPS has no float64, CUDA no deterministic cumulative sum
     if top_k:
         kth = probs.topk(min(top_k, probs.shape[1]), dim=1).values[:, -1:]
         probs = probs.where(probs >= kth, 0)
@@ -252,7 +257,6 @@ def pick(logits: Tensor, temperature: float, top_k: int, top_p: float, u: Tensor
         before = ranked.cumsum(1) - ranked  # mass of the likelier tokens; the first one always stays
         keep = torch.zeros_like(probs, dtype=torch.bool).scatter(1, order, before < top_p * ranked.sum(1, keepdim=True))
         probs = probs.where(keep, 0)
-    probs = probs.cpu() if probs.device.type == "mps" else probs  # which has no float64
     cdf = probs.double().cumsum(1)
     token = torch.searchsorted(cdf, (u.to(cdf) * cdf[:, -1])[:, None], right=True).squeeze(1)
     return token.clamp(max=probs.shape[1] - 1).to(logits.device)

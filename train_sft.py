@@ -6,7 +6,6 @@
 The same command continues a killed run, bit for bit. `--help` lists every setting.
 """
 import math
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,28 +14,14 @@ from tqdm import tqdm
 from batching import make_batch, micro_batches, row_lengths, show_mask, step_indices
 from data.store import PairStore, find_data, find_text
 from losses import sft_loss
-from model import GPT, GPTConfig, find_folder, load_model
+from model import GPT, find_folder
 from runtime.checkpoint import find_checkpoint
-from runtime.config import Config, load_config
+from runtime.config import load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
 from runtime.optim import lr_at, make_optimizer, total_steps, update
-from runtime.run import Run, fingerprint, finished, run_stage
+from runtime.run import Run, fingerprint, finished, run_stage, starting_model
 from tokenizer import load_tokenizer
-
-
-def starting_model(config: Config, folder: Path | None, vocab_size: int) -> GPT:
-    """The model a stage starts from: weights in `folder`, or random ones when it is None; its shape must be the config's."""
-    m = config.model
-    if folder is None:
-        return GPT(GPTConfig(vocab_size, m.block_size, m.n_layer, m.n_head, m.n_embd, m.dropout))
-    model = load_model(folder, m.block_size, m.dropout)
-    wrong = [f"--model.{k}={getattr(model.config, k)}" for k in ("n_layer", "n_head", "n_embd") if getattr(model.config, k) != getattr(m, k)]
-    if wrong:
-        raise UserError(f"the model in {folder} has another shape than this config; to use it add {' '.join(wrong)}.")
-    if model.config.vocab_size != vocab_size:
-        raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, the data were prepared with {vocab_size}; use its tokenizer: --data.tokenizer={folder}")
-    return model
 
 
 @torch.no_grad()
@@ -52,7 +37,7 @@ def validate(model: GPT, store: PairStore, device: Device, rows: int, micro_toke
         batch = make_batch(store, micro, branches=1, loss_on=loss_on).to(device.device)
         with device.autocast():
             logps = model(*batch.inputs())
-        total -= logps.double().sum().item()
+        total -= logps.cpu().double().sum().item()
         count += len(logps)
     model.train()
     return total / count

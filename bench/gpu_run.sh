@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a GPU, in one go: the marked tests, then three steps of each stage of the 85M model with its memory and speed.
+# Everything that needs a GPU, in one go: the marked tests, then twenty steps of each stage of the 85M model with its memory and speed.
 #   bench/gpu_run.sh FOLDER_WITH_HH_FILES [PYTHON]      TIKTOKEN_CACHE_DIR must hold GPT-2's vocabulary where there is no network
 set -euo pipefail
 cd "$(dirname "$0")/.."

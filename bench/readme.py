@@ -71,6 +71,17 @@ def demo_rows(runs: list[dict[str, Any]]) -> list[list[str]]:
     return [[name, target, *(show(s) for s in runs)] for name, target, show in rows]
 
 
+def system_rows(s: dict[str, Any]) -> list[list[str]]:
+    """Every system of one run: what sampling colder does, and what only DPO does."""
+    keys = ("oracle_refuses_unsafe", "oracle_refuses_borderline", "oracle_correct_borderline", "oracle_correct_helpful", "toxic_lexicon", "oracle_well_formed")
+    rows = []
+    for key, system in s["systems"].items():
+        beaten = [w for w in s["win_rates"] if w["prompts"] == "all prompts" and (w["first"], w["second"]) == (system["label"], s["systems"]["dpo"]["label"])]
+        rows.append([f"{system['label'].split(' T=')[0]}, T = {system['temperature']}", *(f"{100 * level(s, k, key)['value']:.1f}" for k in keys),
+                     percent(beaten[0]["rate"]) if beaten else "–"])
+    return rows
+
+
 def toy_part() -> str:
     """The demo on three seeds, and its controls."""
     runs = [load(f"toy/seed{s}") for s in (0, 1, 2)]
@@ -78,6 +89,10 @@ def toy_part() -> str:
     text = f"""DPO against SFT on held-out toy prompts ({kinds}), sampled at the same temperature {runs[0]['systems']['dpo']['temperature']}; 95 % intervals in brackets.
 
 {table(["", "target", "seed 0", "seed 1", "seed 2"], demo_rows(runs))}
+
+All systems of seed 0, in per cent (intervals and tests: `results/toy/seed0/report.md`):
+
+{table(["system", "unsafe refused", "borderline refused", "borderline correct", "helpful correct", "with an insult", "well formed", "beaten by DPO"], system_rows(runs[0]))}
 
 Controls, seed 0 (the same SFT model unless said otherwise):
 

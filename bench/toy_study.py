@@ -3,7 +3,7 @@
     python bench/toy_study.py            everything: about 40 minutes on two CPU cores
     python bench/toy_study.py --only seed0 shuffled
 
-Each run is the README's own commands with other settings. Finished runs are kept, so the same command continues a stopped study.
+Each run is the README's own commands with other settings. Finished stages are kept, so the same command continues a stopped study.
 """
 import argparse
 import json
@@ -32,7 +32,7 @@ def commands(out: Path) -> dict[str, list[list[str]]]:
         **{f"seed{s}": experiment(f"seed{s}", f"--seed={s}", f"--eval.seed={s}") for s in (0, 1, 2)},
         **{c: experiment(c, *same_start, f"--data.toy_control={c}") for c in ("shuffled", "flipped", "no_overrefusal")},
         "more_sft": [["train_sft.py", *more_sft],
-                     ["-m", "eval.run", *more_sft, f"--dpo.init_from={sft}", f"--eval.policy={out}/more_sft/sft/best"]],
+                     ["-m", "eval.run", *more_sft, f"--dpo.init_from={sft}", f"--eval.policy={out}/more_sft/sft/last"]],
     }
 
 
@@ -49,10 +49,9 @@ def main() -> None:
     a.add_argument("--only", nargs="+", help="names of runs; seed0 comes first since the controls start from it")
     a = a.parse_args()
     for name in a.only or list(commands(a.out)):
-        if not (a.out / name / "eval" / "results_summary.json").exists():
-            for command in commands(a.out)[name]:
-                print("\n$ python", *command, flush=True)
-                subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        for command in commands(a.out)[name]:  # a finished stage returns at once, and refuses changed settings
+            print("\n$ python", *command, flush=True)
+            subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
         keep(a.out / name, a.results / name, pictures=name.startswith("seed"))  # of a control the figures are enough
 
 

@@ -178,7 +178,7 @@ def read_pairs(config: Config, parts: list[Part], contents: list[Content], count
                 try:
                     prompt, good_reply, bad_reply = clean_pair(good, bad)
                     key = text_key(prompt)
-                    if any(key in seen[earlier] for earlier in SPLITS[:SPLITS.index(split)]):
+                    if any(key in seen[other] for other in SPLITS if other != split):
                         raise Drop("prompt in an earlier split")
                 except Drop as reason:
                     counts[split][str(reason)] += 1

@@ -30,7 +30,7 @@ INDEX = np.dtype([
     ("prompt", "i4"), ("chosen", "i4"), ("rejected", "i4"),  # lengths in tokens
     ("level", "i2"),           # difficulty level, for curricula
     ("margin", "f4"),          # how much better chosen is, where the source says so
-    ("chosen_is_true", "i1"),  # 0 when a control has swapped the labels on purpose
+    ("chosen_is_true", "i1"),  # 0 when the source says that its chosen reply is false
     ("subset", "u1"),          # position in meta["subsets"]
     ("source_row", "i8"),      # row of the sources, counted through all files in meta["sources"]
 ])

@@ -25,7 +25,7 @@ Block = tuple  # ("title" | "heading" | "text" | "table" | "picture" | "sample" 
 def report_blocks(summary: Mapping, samples: list[dict]) -> list[Block]:
     """The report as blocks, from the summary and the samples to show."""
     e = summary["config"]["eval"]
-    blocks: list[Block] = [("title", f"{summary['name']}: SFT against DPO"), ("text", WARNING)]
+    blocks: list[Block] = [("title", f"{summary['name']}: SFT against {summary['systems']['dpo']['label']}"), ("text", WARNING)]
     blocks += _facts(summary)
     if summary["win_rates"]:
         blocks += [("heading", "Which reply is better, by the exact oracle"), ("table", *_win_table(summary["win_rates"])),
@@ -130,7 +130,7 @@ def _reward_blocks(found: Mapping, seed: int) -> list[Block]:
     gap = found["tables"][-1]["dpo_minus_bag_of_words"]
     verdict = "not clearly different from" if gap["low"] <= 0 <= gap["high"] else "above" if gap["low"] > 0 else "BELOW"
     ties = found["tables"][0]["judges"]["dpo"]["pooled"]["ties"]
-    left_out = "".join(f" {t['left_out']:,} pairs of equal replies are left out of the {t['truth']}." for t in found["tables"] if t["left_out"])
+    left_out = "".join(f" {t['left_out']:,} pairs of equal score are left out of the {t['truth']}." for t in found["tables"] if t["left_out"])
     rewards = ", ".join(f"{name} {with_interval(interval)}" for name, interval in found["rewards"].items())
     return blocks + [("text", f"By {found['tables'][-1]['truth']}, DPO is {verdict} the bag-of-words classifier: "
                               f"{with_interval(gap, 'share', signed=True)}. Bag of words was fitted on {found['train_pairs']:,} training pairs. "

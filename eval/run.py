@@ -237,7 +237,8 @@ def main(argv: list[str]) -> None:
     labels = {key: label for key, (label, _, _) in systems.items()}
     values, metrics, scores, missing = measure.measure_replies(prompts, replies, config, device.device.type)
     by_stage = {stage: (logps[f"{stage}_chosen"], logps[f"{stage}_rejected"]) for stage in folders}
-    beta = read_run(folders["dpo"])["config"]["dpo"]["beta"]
+    trained = read_run(folders["dpo"])["config"]  # what was trained, not what this command line would train
+    beta = trained["dpo"]["beta"]
     if not toy:
         missing.append({"metric": "win rate of DPO against SFT", "reason": "real text has no exact judge; "
                         "people can fill in pairwise_preferences_for_annotation.csv"})
@@ -251,7 +252,7 @@ def main(argv: list[str]) -> None:
         "reward_accuracy": measure.reward_accuracy(test, pairs, train, by_stage, tok, beta, toy, e.bootstrap, e.seed),
         "perplexity": measure.perplexity_rows(test, pairs, by_stage, tok, e.bootstrap, e.seed),
         "kl": stats.mean(quality.kl_samples(logps["own_dpo"], logps["own_sft"]), e.bootstrap, e.seed).to_dict(),
-        "not_measured": missing, "config": dataclasses.asdict(config)}
+        "not_measured": missing, "config": trained | {"eval": dataclasses.asdict(config.eval)}}
 
     # 3. files for people
     plots.training_curves(config.run_dir, out / "training_curves.png")

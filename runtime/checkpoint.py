@@ -21,7 +21,8 @@ library_name: transformers
 pipeline_tag: text-generation
 ---
 GPT-2 architecture, {params:,} parameters, trained by nanopref (stage `{stage}`, step {step}). Prompt layout: `\\n\\nHuman: ...\\n\\nAssistant:`,
-with end-of-text as the start token; a reply ends in end-of-text. Settings: `run.json`. Trained on dialogues that contain offensive text.
+with end-of-text as the start token; a reply ends in end-of-text. In `transformers`, render and then tokenize, so that the start token is there:
+`tok(tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))`. Settings: `run.json`. Trained on dialogues that contain offensive text.
 """
 
 
@@ -90,7 +91,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     """Undo rng_state()."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"][:torch.cuda.device_count()])
     kind, keys, at, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), at, has_gauss, cached))
     random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))

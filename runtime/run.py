@@ -1,6 +1,7 @@
 """One stage of one experiment: its folder, its metrics, what it continues from, and how it asks for the stage before it."""
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from model import GPT
+from model import GPT, GPTConfig, load_model
 from runtime.checkpoint import find_checkpoint, git_commit, load_state, read_run, rng_state, save_checkpoint, set_rng_state, versions
 from runtime.config import ROOT, Config
 from runtime.device import peak_memory_gb
@@ -20,6 +21,7 @@ from tokenizer import Tokenizer
 # every line of every metrics.jsonl has these keys; what a stage does not measure is null
 KEYS = ("step", "split", "loss", "lr", "grad_norm", "tokens", "seconds", "skipped_steps", "rewards/chosen", "rewards/rejected", "rewards/margin",
         "rewards/accuracy", "logps/chosen", "logps/rejected")
+SCRIPTS = {"base": "train_sft.py --stage=base", "sft": "train_sft.py", "dpo": "train_dpo.py"}
 HARMLESS = ("micro_tokens", "log_every", "save_every")  # settings that may change between a kill and the resume
 
 
@@ -59,6 +61,20 @@ def finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
     return run["finished"] and not _differences(run["fingerprint"], fingerprint)
 
 
+def starting_model(config: Config, folder: Path | None, vocab_size: int) -> GPT:
+    """The model a stage starts from: weights in `folder`, or random ones when it is None; its shape must be the config's."""
+    m = config.model
+    if folder is None:
+        return GPT(GPTConfig(vocab_size, m.block_size, m.n_layer, m.n_head, m.n_embd, m.dropout))
+    model = load_model(folder, m.block_size, m.dropout)
+    wrong = [f"--model.{k}={getattr(model.config, k)}" for k in ("n_layer", "n_head", "n_embd") if getattr(model.config, k) != getattr(m, k)]
+    if wrong:
+        raise UserError(f"the model in {folder} has another shape than this config; to use it add {' '.join(wrong)}.")
+    if model.config.vocab_size != vocab_size:
+        raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, the data were prepared with {vocab_size}; use its tokenizer: --data.tokenizer={folder}")
+    return model
+
+
 class Run:
     """The state of a stage. `step` counts finished optimizer steps; `best` is the lowest validation loss so far."""
 
@@ -80,8 +96,8 @@ class Run:
             run = read_run(self.last)
             changed = _differences(run["fingerprint"], fingerprint)
             if changed:
-                raise UserError(f"{self.folder} was made with other settings ({'; '.join(changed[:3])}); add --fresh to start this stage over, "
-                                "or --name=... to keep both.")
+                raise UserError(f"{self.folder} was made with other settings ({'; '.join(changed[:3])}); run `python {SCRIPTS[stage]} ... --fresh` "
+                                "with these settings to start this stage over, or use another --name to keep both.")
             self.finished = run["finished"]
             self.state = load_state(self.last)
             for name in ("step", "tokens", "seconds", "skipped", "best", "bad"):
@@ -109,14 +125,15 @@ class Run:
         """Give optimizer, scaler and every random generator the state they had; nothing to do in a fresh run."""
         if self.state is not None:
             optimizer.load_state_dict(self.state["optimizer"])
-            scaler.load_state_dict(self.state["scaler"])
+            if self.state["scaler"]:  # empty when the killed run had a dtype that needs no scaling
+                scaler.load_state_dict(self.state["scaler"])
             set_rng_state(self.state["rng"])
             self.state = None
 
     def log(self, split: str, **values: float) -> dict[str, Any]:
         """Append one line to metrics.jsonl; returns it. Names with a slash are given with a double underscore."""
         self.seconds = time.perf_counter() - self.started
-        values = {k.replace("__", "/"): v for k, v in values.items()}
+        values = {k.replace("__", "/"): v if math.isfinite(v) else None for k, v in values.items()}  # JSON has no infinity
         row = dict.fromkeys(KEYS) | {"step": self.step, "split": split, "tokens": self.tokens, "seconds": round(self.seconds, 3)} | values
         if set(row) != set(KEYS):
             raise KeyError(f"metrics.jsonl has no column {set(row) - set(KEYS)}")
