@@ -4,6 +4,10 @@ import shutil
 import sys
 from pathlib import Path
 
+sys.path[0] = str(Path(__file__).resolve().parents[1]) if __name__ == "__main__" else sys.path[0]  # import from the repository root, not from bench/
+
+from runtime.checkpoint import read_run, without_local_paths
+
 FIGURES = ("results_summary.json", "report.md", "model_comparison.csv")
 PICTURES = ("report.html", "training_curves.png", "toxicity_distribution.png")
 
@@ -18,7 +22,7 @@ def keep(run: Path, target: Path, pictures: bool = True) -> None:
         last = run / stage / "last" / "run.json"
         if last.exists():
             shutil.copy(run / stage / "metrics.jsonl", target / f"{stage}_metrics.jsonl")
-            (target / f"{stage}_run.json").write_text(json.dumps({k: v for k, v in json.loads(last.read_text()).items() if k != "fingerprint"}, indent=1) + "\n")
+            (target / f"{stage}_run.json").write_text(json.dumps(without_local_paths({k: v for k, v in read_run(last.parent).items() if k != "fingerprint"}), indent=1) + "\n")
 
 
 if __name__ == "__main__":

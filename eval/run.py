@@ -22,7 +22,7 @@ from eval import annotation, measure, plots, quality, report, stats, tables, tox
 from eval.measure import Prompt, Reply
 from eval.oracle import describe_prompt
 from model import GPT, load_model
-from runtime.checkpoint import file_hash, find_checkpoint, git_commit, read_run, versions
+from runtime.checkpoint import file_hash, find_checkpoint, git_commit, read_run, versions, without_local_paths
 from runtime.config import Config, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
@@ -252,7 +252,7 @@ def main(argv: list[str]) -> None:
         "reward_accuracy": measure.reward_accuracy(test, pairs, train, by_stage, tok, beta, toy, e.bootstrap, e.seed),
         "perplexity": measure.perplexity_rows(test, pairs, by_stage, tok, e.bootstrap, e.seed),
         "kl": stats.mean(quality.kl_samples(logps["own_dpo"], logps["own_sft"]), e.bootstrap, e.seed).to_dict(),
-        "not_measured": missing, "config": trained | {"eval": dataclasses.asdict(config.eval)}}
+        "not_measured": missing, "config": without_local_paths(trained | {"eval": dataclasses.asdict(config.eval)})}
 
     # 3. files for people
     plots.training_curves(config.run_dir, out / "training_curves.png")
@@ -275,7 +275,7 @@ def facts(config: Config, folders: Mapping[str, Path], parameters: Mapping[str, 
     for stage, folder in folders.items():
         run, last = read_run(folder), find_checkpoint(folder.parent / "last")
         finished = last is None or read_run(last)["finished"]  # a lone checkpoint (dpo.init_from) has no last/ beside it
-        stages[stage] = {"folder": str(folder), "parameters": parameters[stage], "finished": finished}
+        stages[stage] = {"folder": without_local_paths(str(folder)), "parameters": parameters[stage], "finished": finished}
         stages[stage] |= {key: run.get(key) for key in ("step", "best", "git_commit", "versions")}
     sizes = {split: len(PairStore(root / split)) for split in ("train", "val", "test")}
     return {"evaluated": datetime.now(timezone.utc).isoformat(timespec="seconds"), "git_commit": git_commit(),

@@ -71,6 +71,15 @@ def read_run(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "run.json").read_text())
 
 
+def without_local_paths(value: Any) -> Any:
+    """The value with every absolute path in it cut to its last name: results are for sharing, and paths of one machine are not."""
+    if isinstance(value, dict):
+        return {k: without_local_paths(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [without_local_paths(v) for v in value]
+    return f".../{Path(value).name}" if isinstance(value, str) and value.startswith("/") else value
+
+
 def load_state(folder: Path) -> dict[str, Any]:
     """train_state.pt of a last/ folder: tensors and plain values only, so nothing in the file can run."""
     try:
