@@ -137,11 +137,11 @@ def test_checkpoints_open_with_transformers_and_give_our_ids_and_logits(done):
 
 def test_changed_settings_are_refused_and_fresh_starts_over(done, tmp_path):
     out = copy_without(done, tmp_path / "out")
-    with pytest.raises(UserError, match=r"dpo.beta 0.1 -> 0.3.*--fresh"):
-        train_dpo.main(command(out, "--dpo.beta=0.3"))
+    with pytest.raises(UserError, match=r"dpo.beta 0.3 -> 0.5.*--fresh"):
+        train_dpo.main(command(out, "--dpo.beta=0.5"))
     train_dpo.main(command(out, "--dpo.micro_tokens=300"))  # does not change what is computed
-    train_dpo.main(command(out, "--dpo.beta=0.3", "--fresh"))
-    assert json.loads((out / "toy/dpo/last/run.json").read_text())["config"]["dpo"]["beta"] == 0.3
+    train_dpo.main(command(out, "--dpo.beta=0.5", "--fresh"))
+    assert json.loads((out / "toy/dpo/last/run.json").read_text())["config"]["dpo"]["beta"] == 0.5
 
 
 def test_resume_insists(done, tmp_path):
