@@ -23,14 +23,18 @@ def commands(out: Path) -> dict[str, list[list[str]]]:
         arguments = ["toy", f"--out={out}", f"--name={name}", *more]
         return [["train_dpo.py", *arguments], ["-m", "eval.run", *arguments]]
 
-    # a control shares the first seed's SFT model and tokenizer: only the preference data, or the second stage, differ
+    def control(name: str, seed: int, kind: str) -> list[list[str]]:
+        # shares that seed's SFT model and tokenizer: only the preference data differ
+        sft = out / f"seed{seed}" / "sft" / "best"
+        return experiment(name, f"--seed={seed}", f"--eval.seed={seed}", f"--dpo.init_from={sft}", f"--data.tokenizer={sft}", f"--data.toy_control={kind}")
+
     sft = out / "seed0" / "sft" / "best"
-    same_start = [f"--dpo.init_from={sft}", f"--data.tokenizer={sft}"]
     more_sft = ["toy", f"--out={out}", "--name=more_sft", f"--model.init_from={sft}", f"--data.tokenizer={sft}", f"--sft.max_steps={dpo_steps(out)}",
                 "--sft.lr=2e-4", "--sft.patience=0"]
     return {
         **{f"seed{s}": experiment(f"seed{s}", f"--seed={s}", f"--eval.seed={s}") for s in (0, 1, 2)},
-        **{c: experiment(c, *same_start, f"--data.toy_control={c}") for c in ("shuffled", "flipped", "no_overrefusal")},
+        **{kind: control(kind, 0, kind) for kind in ("shuffled", "flipped", "no_overrefusal")},
+        **{f"shuffled_seed{s}": control(f"shuffled_seed{s}", s, "shuffled") for s in (1, 2)},
         "more_sft": [["train_sft.py", *more_sft],
                      ["-m", "eval.run", *more_sft, f"--dpo.init_from={sft}", f"--eval.policy={out}/more_sft/sft/last"]],
     }
