@@ -63,7 +63,8 @@ def bag_of_words(train_chosen: Sequence[str], train_rejected: Sequence[str], cho
     """
     try:
         from sklearn.feature_extraction.text import CountVectorizer
-        from sklearn.linear_model import LogisticRegressionCV
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.model_selection import GridSearchCV
     except ImportError:
         raise UserError("The bag-of-words baseline needs scikit-learn: pip install scikit-learn") from None
     vectorizer = CountVectorizer(min_df=3, binary=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float64)
@@ -71,9 +72,11 @@ def bag_of_words(train_chosen: Sequence[str], train_rejected: Sequence[str], cho
     difference = vectorizer.transform(train_chosen) - vectorizer.transform(train_rejected)
     # every row is "chosen minus rejected"; turning half of them round gives the classifier its two classes
     side = np.where(np.arange(difference.shape[0]) % 2, 1, -1)
-    model = LogisticRegressionCV(Cs=[0.003, 0.01, 0.03, 0.1, 0.3], cv=5, fit_intercept=False, solver="liblinear", random_state=0)
+    strengths = {"C": [0.003, 0.01, 0.03, 0.1, 0.3]}
+    model = GridSearchCV(LogisticRegression(fit_intercept=False, solver="liblinear", random_state=0), strengths, cv=5)
     model.fit(difference.multiply(side[:, None]).tocsr(), side)
-    return ranked_right(vectorizer.transform(chosen) @ model.coef_[0], vectorizer.transform(rejected) @ model.coef_[0])
+    weights = model.best_estimator_.coef_[0]
+    return ranked_right(vectorizer.transform(chosen) @ weights, vectorizer.transform(rejected) @ weights)
 
 
 def nearest_training_replies(train_prompts: Sequence[str], train_chosen: Sequence[str], prompts: Sequence[str]) -> list[str]:
