@@ -14,8 +14,8 @@ CONTROLS = {
     "shuffled_seed1": ("labels shuffled, seed 1", ""),
     "shuffled_seed2": ("labels shuffled, seed 2", ""),
     "flipped": ("labels flipped", "DPO loses"),
-    "no_overrefusal": ("no pairs about over-refusal", "refuses safe look-alikes too"),
-    "more_sft": ("more SFT instead of DPO, as many steps", "imitation alone does not get there"),
+    "no_overrefusal": ("no pairs about over-refusal", "refuses safe look-alikes far more often"),
+    "more_sft": ("more SFT instead of DPO, as many steps", "wins by answering better, hardly refuses more"),
 }
 
 
