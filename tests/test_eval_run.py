@@ -1,5 +1,6 @@
 """The whole evaluation on tiny models: figures recomputed from the saved replies, the null case, real-text sources, bad input."""
 import csv
+import dataclasses
 import gzip
 import json
 
@@ -66,7 +67,7 @@ def stages(config, root, tok, same=False):
     m = config.model
     model = GPT(GPTConfig(tok.vocab_size, m.block_size, m.n_layer, m.n_head, m.n_embd, 0.0))
     note = {"step": 1, "best": 1.0, "finished": True, "data": root.name, "git_commit": "none", "versions": {}, "fingerprint": {},
-            "config": {"dpo": {"beta": 0.1}}}
+            "config": dataclasses.asdict(config) | {"dpo": dataclasses.asdict(config.dpo) | {"beta": 0.1}}}
     save_checkpoint(config.run_dir / "sft" / "best", model, tok, note | {"stage": "sft"})
     weights = {"starting_weights": file_hash(config.run_dir / "sft" / "best" / "model.safetensors")}
     if not same:
