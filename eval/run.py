@@ -280,7 +280,7 @@ def facts(config: Config, folders: Mapping[str, Path], parameters: Mapping[str, 
     sizes = {split: len(PairStore(root / split)) for split in ("train", "val", "test")}
     return {"evaluated": datetime.now(timezone.utc).isoformat(timespec="seconds"), "git_commit": git_commit(),
             "versions": versions(), "stages": stages,
-            "data": {"folder": root.name, "source": config.data.source, "pairs": sizes, "test_counts": test.meta.get("counts")},
+            "data": {"folder": root.name, "source": without_local_paths(config.data.source), "pairs": sizes, "test_counts": test.meta.get("counts")},
             "tokenizer": {"name": tok.name, "vocab_size": tok.vocab_size, "hash": tok.hash}, "prompts": counts,
             "device": f"{device.device.type} {str(device.dtype)[6:]}"}
 
