@@ -83,25 +83,30 @@ def summarize(r_chosen: Tensor, r_rejected: Tensor, chosen: Tensor, rejected: Te
             "logps__chosen": chosen.mean().item(), "logps__rejected": rejected.mean().item()}
 
 
+def earlier_stages(config: Config, argv: list[str]) -> tuple[Path, Path]:
+    """(prepared pairs, the checkpoint that policy and reference start from); what is missing is announced and run."""
+    data = find_data(config)
+    if data is None:
+        run_stage("data/prepare_hh.py", argv, "no prepared pairs")
+        data = find_data(config)
+    if config.dpo.init_from:
+        start = find_checkpoint(Path(config.dpo.init_from))
+        if start is None:
+            raise UserError(f"dpo.init_from: no checkpoint in {config.dpo.init_from}.")
+    else:
+        if not finished(config.run_dir / "sft", fingerprint(config, "sft", data)):
+            run_stage("train_sft.py", argv, "no SFT model")
+        start = find_checkpoint(config.run_dir / "sft" / "best")
+    return data, start
+
+
 def main(argv: list[str]) -> None:
     config = load_config(argv)
     c = config.dpo
     if c.objective not in OBJECTIVES:
         raise UserError(f"dpo.objective '{c.objective}' is not one of {', '.join(OBJECTIVES)}.")
 
-    # earlier stages: the pairs and the SFT model
-    data = find_data(config)
-    if data is None:
-        run_stage("data/prepare_hh.py", argv, "no prepared pairs")
-        data = find_data(config)
-    if c.init_from:
-        start = find_checkpoint(Path(c.init_from))
-        if start is None:
-            raise UserError(f"dpo.init_from: no checkpoint in {c.init_from}.")
-    else:
-        if not finished(config.run_dir / "sft", fingerprint(config, "sft", data)):
-            run_stage("train_sft.py", argv, "no SFT model")
-        start = find_checkpoint(config.run_dir / "sft" / "best")
+    data, start = earlier_stages(config, argv)
     tokenizer = load_tokenizer(str(data / "tokenizer"))
     train, val = PairStore(data / "train"), PairStore(data / "val")
 
@@ -117,7 +122,7 @@ def main(argv: list[str]) -> None:
     total, lengths = total_steps(c, len(train)), row_lengths(train, 2)
     val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split, always the same
     seen = np.concatenate([step_indices(len(train), c.batch, config.seed, s) for s in range(total)])
-    key = digest([weights, data.name, str(device.dtype), device.device.type])
+    key = digest([weights, data.name, str(device.dtype), device.device.type, config.compile])
 
     def load(folder: Path) -> GPT:
         """Policy and reference are made alike, compiled or not: fused kernels round differently."""

@@ -6,6 +6,7 @@
 The same command continues a killed run, bit for bit. `--help` lists every setting.
 """
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from data.store import PairStore, find_data, find_text
 from losses import sft_loss
 from model import GPT, find_folder
 from runtime.checkpoint import find_checkpoint
-from runtime.config import load_config
+from runtime.config import Config, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
 from runtime.optim import lr_at, make_optimizer, total_steps, update
@@ -43,15 +44,11 @@ def validate(model: GPT, store: PairStore, device: Device, rows: int, micro_toke
     return total / count
 
 
-def main(argv: list[str]) -> None:
-    stage = "base" if "--stage=base" in argv else "sft"
-    config = load_config([a for a in argv if a not in ("--stage=base", "--stage=sft")])
-    c = config.base if stage == "base" else config.sft
-    loss_on = "all" if stage == "base" else config.sft.loss_on
-    if loss_on not in ("all", "assistant", "response"):
-        raise UserError(f"sft.loss_on '{loss_on}' is not one of all, assistant, response.")
+def earlier_stages(config: Config, stage: str, argv: list[str]) -> tuple[Path, Path, Path | None]:
+    """(prepared pairs, the documents this stage trains on, the model folder it starts from or None for random weights).
 
-    # earlier stages: the pairs; the plain text (base) or the base model (SFT of a from-scratch model)
+    What is missing is announced and run: the pairs, the plain text (base), the base model (SFT of a from-scratch model).
+    """
     data = find_data(config)
     if data is None:
         run_stage("data/prepare_hh.py", argv, "no prepared pairs")
@@ -68,6 +65,18 @@ def main(argv: list[str]) -> None:
         if text is None or not finished(config.run_dir / "base", fingerprint(config, "base", text)):
             run_stage("train_sft.py --stage=base", argv, "no base model")
         start = find_checkpoint(config.run_dir / "base" / "best")
+    return data, documents, start
+
+
+def main(argv: list[str]) -> None:
+    stage = "base" if "--stage=base" in argv else "sft"
+    config = load_config([a for a in argv if a not in ("--stage=base", "--stage=sft")])
+    c = config.base if stage == "base" else config.sft
+    loss_on = "all" if stage == "base" else config.sft.loss_on
+    if loss_on not in ("all", "assistant", "response"):
+        raise UserError(f"sft.loss_on '{loss_on}' is not one of all, assistant, response.")
+
+    data, documents, start = earlier_stages(config, stage, argv)
     tokenizer = load_tokenizer(str(data / "tokenizer"))
     train, val = PairStore(documents / "train"), PairStore(documents / "val")
 

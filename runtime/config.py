@@ -216,6 +216,13 @@ def _literal(text: str) -> Any:
         return {"true": True, "false": False}.get(text.lower(), text)
 
 
+def _type_of(key: str) -> type | None:
+    """The type of `field` or `section.field`; None when there is no such key."""
+    section, _, name = key.rpartition(".")
+    owner = {"": Config} | {s: get_type_hints(Config)[s] for s in SECTIONS}
+    return get_type_hints(owner[section]).get(name) if section in owner else None
+
+
 def help_text() -> str:
     """Every field with its default and meaning."""
     lines = ["usage: python SCRIPT CONFIG [--key=value | --section.key=value ...]", ""]
@@ -230,7 +237,7 @@ def help_text() -> str:
 def load_config(argv: list[str]) -> Config:
     """The config named by the first positional argument, with `--key=value` overrides applied in order.
 
-    `--key value` works too; a bare `--flag` sets a bool field to True. Raises UserError for anything unknown or ill-typed.
+    `--key value` works too, except for a bool field, where a bare `--flag` means True. Raises UserError for anything unknown or ill-typed.
     """
     if not argv or "--help" in argv or "-h" in argv:
         print(help_text())
@@ -241,7 +248,7 @@ def load_config(argv: list[str]) -> Config:
             positional.append(argv[i])
         elif "=" in argv[i]:
             overrides.append(tuple(argv[i][2:].split("=", 1)))
-        elif i + 1 < len(argv) and not argv[i + 1].startswith("--"):
+        elif _type_of(argv[i][2:]) is not bool and i + 1 < len(argv) and not argv[i + 1].startswith("--"):
             overrides.append((argv[i][2:], argv[i + 1]))
             i += 1
         else:
@@ -258,8 +265,7 @@ def load_config(argv: list[str]) -> Config:
         else:
             _set(config, key, value, path.name)
     for key, text in overrides:
-        wanted = get_type_hints(type(getattr(config, key.split(".")[0], None) if "." in key else config)).get(key.split(".")[-1])
-        _set(config, key, text if wanted is str else _literal(text), "command line")
+        _set(config, key, text if _type_of(key) is str else _literal(text), "command line")
     config.name = config.name or path.stem
     return config
 

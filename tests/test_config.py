@@ -10,6 +10,11 @@ def write(tmp_path, text: str) -> str:
     return str(path)
 
 
+def test_a_bare_flag_does_not_swallow_the_config():
+    assert load_config(["--fresh", "toy"]).fresh and load_config(["toy", "--data.skip_bad"]).data.skip_bad
+    assert not load_config(["toy", "--fresh=False"]).fresh
+
+
 def test_every_config_loads_and_every_name_form_means_the_same():
     for path in (ROOT / "configs").glob("*.py"):
         assert load_config([path.stem]).name == path.stem
