@@ -27,6 +27,7 @@ class Batch:
     predict_at: Tensor  # [N] flat index (row * T + t) of the position each scored token is predicted from
     targets: Tensor     # [N] the scored tokens' ids
     owner: Tensor       # [N] the sequence each belongs to: 2 * document + (0 chosen, 1 rejected), documents in `pairs` order
+    last: Tensor        # [P * branches] flat index of each sequence's last token, in the order of `owner` (a reward model reads it there)
     pairs: list[int]    # store index of each document
 
     def to(self, device: torch.device) -> "Batch":
@@ -93,7 +94,7 @@ def make_batch(store: PairStore, rows: Rows, branches: int = 2, loss_on: str = "
     ids = np.zeros((len(rows), T), dtype=np.int64)
     positions = np.zeros_like(ids)
     segments = np.full_like(ids, -1)
-    predict_at, targets, owner = [], [], []
+    predict_at, targets, owner, last = [], [], [], []
 
     def score(flat: np.ndarray, tokens: np.ndarray, sequence: int) -> None:
         predict_at.append(flat)
@@ -122,9 +123,10 @@ def make_batch(store: PairStore, rows: Rows, branches: int = 2, loss_on: str = "
                     from_[0] = base + P - 1            # ... and a branch's first from the prompt's last
                 score(from_, reply, 2 * document + branch)
                 at += R
+                last.append(b * T + at - 1)
             start, document = at, document + 1
     flat = [torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in (predict_at, targets, owner)]
-    return Batch(*map(torch.from_numpy, (ids, positions, segments)), *flat, pairs=[i for row in rows for i in row])
+    return Batch(*map(torch.from_numpy, (ids, positions, segments)), *flat, torch.tensor(last), pairs=[i for row in rows for i in row])
 
 
 def row_lengths(store: PairStore, branches: int) -> np.ndarray:

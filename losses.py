@@ -13,6 +13,14 @@ def sft_loss(logps: Tensor, count: int) -> Tensor:
     return -logps.sum() / count
 
 
+def reward_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
+    """-log sigmoid(r_w - r_l) per pair [P], from a reward model's scores [P] of both replies (Bradley & Terry 1952; Ouyang et al. 2022, eq. 1).
+
+    Only differences within a prompt are learnt: a constant added to every score of a prompt changes nothing. ln 2 for equal scores.
+    """
+    return -F.logsigmoid(chosen - rejected)
+
+
 def preference_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, reference_chosen_logps: Tensor,
                     reference_rejected_logps: Tensor, objective: str = "dpo", beta: float = 0.1, label_smoothing: float = 0.0,
                     penalty: float = 5.0) -> tuple[Tensor, Tensor, Tensor]:

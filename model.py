@@ -333,8 +333,8 @@ def load_model(folder: Path | str, block_size: int = 0, dropout: float = 0.0) ->
     own = {}
     for name, p in weights.items():
         name = name.removeprefix("transformer.")
-        if name == "lm_head.weight" or name.endswith((".attn.bias", ".attn.masked_bias")):
-            continue  # the tied head, and the causal-mask buffers of older files
+        if name in ("lm_head.weight", "score.weight") or name.endswith((".attn.bias", ".attn.masked_bias")):
+            continue  # the tied head, a reward model's head (reward_model.py), and the causal-mask buffers of older files
         own[name] = p.float().T if name.endswith(TRANSPOSED) else p.float()
     if "wpe.weight" in own:
         own["wpe.weight"] = own["wpe.weight"][:positions]

@@ -13,15 +13,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from batching import make_batch, micro_batches, row_lengths, score_pairs, sequence_logps, show_mask, step_indices
-from data.store import PairStore, find_data
+from data.store import PairStore
+from eval.watch import watched_prompts, what_it_writes
 from losses import OBJECTIVES, preference_loss
 from model import GPT
-from runtime.checkpoint import file_hash, find_checkpoint
+from runtime.checkpoint import file_hash
 from runtime.config import Config, digest, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
 from runtime.optim import lr_at, make_optimizer, total_steps, update
-from runtime.run import Run, fingerprint, finished, run_stage, starting_model
+from runtime.run import Run, fingerprint, preference_start, starting_model
 from tokenizer import load_tokenizer
 
 
@@ -83,30 +84,13 @@ def summarize(r_chosen: Tensor, r_rejected: Tensor, chosen: Tensor, rejected: Te
             "logps__chosen": chosen.mean().item(), "logps__rejected": rejected.mean().item()}
 
 
-def earlier_stages(config: Config, argv: list[str]) -> tuple[Path, Path]:
-    """(prepared pairs, the checkpoint that policy and reference start from); what is missing is announced and run."""
-    data = find_data(config)
-    if data is None:
-        run_stage("data/prepare_hh.py", argv, "no prepared pairs")
-        data = find_data(config)
-    if config.dpo.init_from:
-        start = find_checkpoint(Path(config.dpo.init_from))
-        if start is None:
-            raise UserError(f"dpo.init_from: no checkpoint in {config.dpo.init_from}.")
-    else:
-        if not finished(config.run_dir / "sft", fingerprint(config, "sft", data)):
-            run_stage("train_sft.py", argv, "no SFT model")
-        start = find_checkpoint(config.run_dir / "sft" / "best")
-    return data, start
-
-
 def main(argv: list[str]) -> None:
     config = load_config(argv)
     c = config.dpo
     if c.objective not in OBJECTIVES:
         raise UserError(f"dpo.objective '{c.objective}' is not one of {', '.join(OBJECTIVES)}.")
 
-    data, start = earlier_stages(config, argv)
+    data, start = preference_start(config, argv, c.init_from)
     tokenizer = load_tokenizer(str(data / "tokenizer"))
     train, val = PairStore(data / "train"), PairStore(data / "val")
 
@@ -140,8 +124,15 @@ def main(argv: list[str]) -> None:
     print(f"dpo ({c.objective}, beta {c.beta}): {model.n_params() / 1e6:.2f}M parameters, {len(train):,} pairs, {total} steps of {c.batch}; "
           f"{device.device.type} {str(device.dtype)[6:]} ({device.reason})")
 
+    watched = watched_prompts(val, tokenizer, config)
+
+    def validation() -> dict[str, float]:
+        """The validation pairs, and what the policy itself writes; the reference is in memory for that moment only."""
+        row = validate(model, val, reference["val"], val_pairs, config, device)
+        return row | what_it_writes(model, load(start), tokenizer, watched, config, device) if watched else row
+
     if run.step == 0:  # where the curves begin
-        run.log("val", **validate(model, val, reference["val"], val_pairs, config, device))
+        run.log("val", **validation())
     bar = tqdm(total=total, initial=run.step, desc="dpo", mininterval=0.5)
     while run.step < total:
         lr = lr_at(run.step, total, c)
@@ -175,7 +166,7 @@ def main(argv: list[str]) -> None:
             bar.set_postfix(loss=f"{loss:.3f}", acc=f"{row['rewards/accuracy']:.2f}", tok_s=f"{run.tokens / max(row['seconds'], 1e-9):.0f}")
         bar.update()
         if run.step % c.eval_every == 0 or run.step == total:
-            row = run.log("val", lr=lr, **validate(model, val, reference["val"], val_pairs, config, device))
+            row = run.log("val", lr=lr, **validation())
             better = run.improved(row["loss"])
             tqdm.write(f"step {run.step}: validation loss {row['loss']:.4f}, accuracy {row['rewards/accuracy']:.3f}, margin {row['rewards/margin']:.3f}, "
                        f"chosen {row['rewards/chosen']:+.3f}, rejected {row['rewards/rejected']:+.3f}{' (best)' if better else ''}")

@@ -9,16 +9,17 @@ sys.path[0] = str(Path(__file__).resolve().parents[1]) if __name__ == "__main__"
 from runtime.checkpoint import read_run, without_local_paths
 
 FIGURES = ("results_summary.json", "report.md", "model_comparison.csv")
-PICTURES = ("report.html", "training_curves.png", "toxicity_distribution.png")
+PICTURES = ("report.html", "training_curves.png", "toxicity_distribution.png", "refusals.png", "win_rates.png", "reward_margins.png")
 
 
 def keep(run: Path, target: Path, pictures: bool = True) -> None:
     """Evaluation, metrics and the run notes of every stage in `run`, without checkpoints and replies."""
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
-    for file in FIGURES + (PICTURES if pictures else ()):
+    judged = tuple(path.name for path in (run / "eval").glob("judged_*.json"))
+    for file in FIGURES + judged + (PICTURES if pictures else ()):
         shutil.copy(run / "eval" / file, target / file)
-    for stage in ("base", "sft", "dpo"):
+    for stage in ("base", "sft", "dpo", "reward"):
         last = run / stage / "last" / "run.json"
         if last.exists():
             shutil.copy(run / stage / "metrics.jsonl", target / f"{stage}_metrics.jsonl")

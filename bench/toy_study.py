@@ -23,18 +23,22 @@ def commands(out: Path) -> dict[str, list[list[str]]]:
         arguments = ["toy", f"--out={out}", f"--name={name}", *more]
         return [["train_dpo.py", *arguments], ["-m", "eval.run", *arguments]]
 
-    def control(name: str, seed: int, kind: str) -> list[list[str]]:
+    def control(name: str, seed: int, kind: str, *more: str) -> list[list[str]]:
         # shares that seed's SFT model and tokenizer: only the preference data differ
         sft = out / f"seed{seed}" / "sft" / "best"
-        return experiment(name, f"--seed={seed}", f"--eval.seed={seed}", f"--dpo.init_from={sft}", f"--data.tokenizer={sft}", f"--data.toy_control={kind}")
+        return experiment(name, f"--seed={seed}", f"--eval.seed={seed}", f"--dpo.init_from={sft}", f"--data.tokenizer={sft}", f"--data.toy_control={kind}", *more)
 
     sft = out / "seed0" / "sft" / "best"
     more_sft = ["toy", f"--out={out}", "--name=more_sft", f"--model.init_from={sft}", f"--data.tokenizer={sft}", f"--sft.max_steps={dpo_steps(out)}",
                 "--sft.lr=2e-4", "--sft.patience=0"]
+    seeds = {f"seed{s}": experiment(f"seed{s}", f"--seed={s}", f"--eval.seed={s}") for s in (0, 1, 2)}
+    seeds["seed0"].insert(1, ["train_reward.py", *seeds["seed0"][0][1:]])  # one reward model, as a second judge
     return {
-        **{f"seed{s}": experiment(f"seed{s}", f"--seed={s}", f"--eval.seed={s}") for s in (0, 1, 2)},
+        **seeds,
         **{kind: control(kind, 0, kind) for kind in ("shuffled", "flipped", "no_overrefusal")},
         **{f"shuffled_seed{s}": control(f"shuffled_seed{s}", s, "shuffled") for s in (1, 2)},
+        # the sick run of eval/health.py: perfect labels, a learning rate ten times too high
+        "broken": control("broken", 0, "clean", "--dpo.lr=2e-4", "--dpo.beta=0.1"),
         "more_sft": [["train_sft.py", *more_sft],
                      ["-m", "eval.run", *more_sft, f"--dpo.init_from={sft}", f"--eval.policy={out}/more_sft/sft/last"]],
     }

@@ -1,6 +1,6 @@
 """Writes the toy corpus: preference pairs in Anthropic HH's own format, from the grammar in data/toy_grammar.py.
 
-    python data/make_toy.py --to FOLDER [--seed 0] [--control none|shuffled|flipped|no_overrefusal]
+    python data/make_toy.py --to FOLDER [--seed 0] [--control none|shuffled|flipped|no_overrefusal|clean]
 
 Both replies of a pair come from ONE weak policy, the better one (by eval/oracle.py) is called chosen, and then 28 % of
 those labels are flipped. So what is frequent and what is preferred disagree, as in real preference data: the weak policy
@@ -40,7 +40,7 @@ SIZES = {  # pairs per split and cell
     "val": {"unsafe": 200, "risky_own": 100, "harmless_others": 100, "harmless_own": 160, "fact": 40},
     "test": {"unsafe": 400, "risky_own": 200, "harmless_others": 200, "harmless_own": 310, "fact": 90},
 }
-CONTROLS = ("none", "shuffled", "flipped", "no_overrefusal")
+CONTROLS = ("none", "shuffled", "flipped", "no_overrefusal", "clean")
 
 # ---- prompts -----------------------------------------------------------------------------------------------------
 
@@ -128,13 +128,21 @@ def draw_split(seed: int, split: str) -> list[dict[str, str]]:
 
 
 def apply_control(rows: list[dict[str, str]], control: str, rng: Random) -> list[dict[str, str]]:
-    """The rows with one thing broken, to see whether the result goes away: labels tossed, labels inverted, or no pair on
-    a safe prompt in which a reply over-refuses (so that over-refusing is never a way to lose)."""
+    """The rows with one thing changed, to see what the result hangs on: labels tossed, labels inverted, no pair on a safe
+    prompt in which a reply over-refuses (so that over-refusing is never a way to lose), or every label as the oracle says."""
+    if control == "clean":
+        return [{"chosen": row["rejected"], "rejected": row["chosen"]} if labelled_wrong(row) else row for row in rows]
     if control == "no_overrefusal":
         return [row for row in rows if not any(over_refuses(row[side]) for side in row)]
     p_swap = {"none": 0.0, "shuffled": 0.5, "flipped": 1.0}[control]
     swapped = [rng.random() < p_swap for _ in rows]
     return [{"chosen": row["rejected"], "rejected": row["chosen"]} if swap else row for row, swap in zip(rows, swapped)]
+
+
+def labelled_wrong(row: dict[str, str]) -> bool:
+    """Whether the oracle prefers the rejected reply."""
+    prompt, chosen = split_transcript(row["chosen"])
+    return compare(prompt, chosen, split_transcript(row["rejected"])[1]) < 0
 
 
 def over_refuses(transcript: str) -> bool:

@@ -5,7 +5,6 @@ Preference pairs and the base stage's plain text are read through the same few f
 A part is one file (or one split of a Hub data set) with the subset it belongs to and the split its name says.
 HH itself comes as harmless-base/train.jsonl.gz and so on; a flat folder of harmless-base.jsonl.gz files works as well.
 """
-import errno
 import gzip
 import hashlib
 import json
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from runtime.config import Config
-from runtime.errors import UserError
+from runtime.errors import UserError, is_disk_full
 from tokenizer import ASSISTANT, HUMAN
 
 SPLITS = ("train", "val", "test")
@@ -183,11 +182,6 @@ def content(part: Part) -> Content:
     elif part.table is None and _is_json_list(part.path):
         rows = sum(1 for _ in read_rows(part))
     return Content(sha.hexdigest(), rows, size)
-
-
-def is_disk_full(error: OSError) -> bool:
-    """True for the ways a file system says that there is no room: full, over quota, or over the largest file allowed."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

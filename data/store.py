@@ -20,9 +20,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from data.sources import PAIR_KINDS, SPLITS, TEXT_KINDS, Content, Part, is_disk_full, list_files, stamp
+from data.sources import PAIR_KINDS, SPLITS, TEXT_KINDS, Content, Part, list_files, stamp
 from runtime.config import ROOT, Config
-from runtime.errors import UserError
+from runtime.errors import UserError, is_disk_full
 from tokenizer import ASSISTANT, HUMAN, Tokenizer
 
 INDEX = np.dtype([
@@ -184,10 +184,6 @@ class PairStore:
         ids = self.tokens[start:start + prompt + chosen + rejected].astype(np.int64)
         roles = np.array(self.roles[start:start + prompt])
         return ids[:prompt], roles, ids[prompt:prompt + chosen], ids[prompt + chosen:]
-
-    def lengths(self) -> np.ndarray:
-        """Tokens of each row, both branches counted [n] int64."""
-        return self.index["prompt"].astype(np.int64) + self.index["chosen"] + self.index["rejected"]
 
 
 # ---- which prepared folder belongs to a config ----------------------------------------------------------------------

@@ -1,82 +1,81 @@
-"""Which of two is better: held-out pairs judged by the policy's implicit reward, replies judged by the toy world's oracle.
+"""Which of two replies is better: one protocol for every judge (the toy oracle, a reward model, an LLM, people).
 
-Reward accuracy asks whether DPO ranks pairs as their labels do. Read it next to two baselines on the same pairs that know
-nothing of language: a classifier on the words that occur, and "the longer reply wins". It says nothing about the replies the
-model itself writes: that is the win rate's job, and the two can part company.
+Each pair is judged twice, once with either reply shown first, because judges favour a place. A verdict counts only when both
+orders agree; when the place decided, the pair is a tie. Ties stay in the table, and so does what could not be judged: a
+failed verdict is never a tie. A judge that only gives each reply a score cannot see the order, so both orders are equal.
 """
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from eval import stats
+from eval.ranking import length_controlled
 from eval.stats import Interval
 from runtime.errors import UserError
 
-
-def implicit_rewards(policy: np.ndarray, reference: np.ndarray, beta: float) -> np.ndarray:
-    """beta (log p_policy - log p_reference) per reply [n], nats: DPO's reward up to a term that only depends on the prompt
-    (Rafailov et al. 2023, eq. 5)."""
-    return beta * (np.asarray(policy, dtype=np.float64) - np.asarray(reference, dtype=np.float64))
+VERDICTS = ("a", "b", "tie", "both bad", "unjudged")
+Judged = tuple[str, str]  # the verdict with a shown first, and the verdict with b shown first
 
 
-def ranked_right(chosen: np.ndarray, rejected: np.ndarray) -> np.ndarray:
-    """[n]: 1 where chosen scores higher than rejected, 0 where lower, 1/2 for a tie (a coin would do as well)."""
-    chosen, rejected = np.asarray(chosen, dtype=np.float64), np.asarray(rejected, dtype=np.float64)
-    if not (np.isfinite(chosen).all() and np.isfinite(rejected).all()):
-        raise ValueError("scores hold NaN or infinity: a pair that was not scored is not a pair ranked wrong")
-    return np.where(chosen == rejected, 0.5, (chosen > rejected).astype(np.float64))
+def settle(judged: Judged) -> str:
+    """One verdict per pair from the two orders: unjudged if either failed, the common verdict if they agree, else a tie."""
+    if not set(judged) <= set(VERDICTS):
+        raise ValueError(f"unknown verdict in {judged}; known: {', '.join(VERDICTS)}")
+    if "unjudged" in judged:
+        return "unjudged"
+    return judged[0] if judged[0] == judged[1] else "tie"
 
 
-def accuracy(right: np.ndarray, prompts: Sequence, resamples: int = 10_000, seed: int = 0) -> dict:
-    """Share of pairs ranked right, with an interval that resamples whole prompts, since pairs of one prompt go together.
+def by_score(a: Sequence[float], b: Sequence[float], bad_below: float | None = None) -> list[Judged]:
+    """Verdicts of a judge that scores each reply alone [n]; equal scores below `bad_below` are "both bad".
 
-    right [n] from `ranked_right`; prompts [n] anything hashable that names the prompt. Returns {"accuracy": Interval
-    (its n counts prompts), "pairs", "ties"}.
+    ValueError for a score that is NaN or infinite: a reply that was not scored did not lose.
     """
-    sums, sizes = stats.sum_by_cluster(prompts, right)
-    return {"accuracy": stats.ratio(sums, sizes, resamples, seed), "pairs": len(right), "ties": int((right == 0.5).sum())}
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError(f"need finite scores of one length, got {a.shape} and {b.shape}")
+    equal = ["both bad" if bad_below is not None and score < bad_below else "tie" for score in a]
+    return [(verdict, verdict) for verdict in ("a" if x > y else "b" if y > x else same for x, y, same in zip(a, b, equal))]
 
 
-def by_subset(right: np.ndarray, prompts: Sequence, subsets: Sequence[str], resamples: int = 10_000,
-              seed: int = 0) -> dict[str, dict]:
-    """`accuracy` for all pairs ("pooled") and, where there are several, for each subset."""
-    result = {"pooled": accuracy(right, prompts, resamples, seed)}
-    names = sorted(set(subsets))
-    for name in names if len(names) > 1 else []:
-        rows = [i for i, subset in enumerate(subsets) if subset == name]
-        result[name] = accuracy(right[rows], [prompts[i] for i in rows], resamples, seed)
+def summarize(judged: Sequence[Judged], words_a: Sequence[float], words_b: Sequence[float], clusters: Sequence | None = None,
+              resamples: int = 10_000, seed: int = 0) -> dict:
+    """Reply b against reply a over n pairs, as plain values and Intervals.
+
+    clusters [n] names the prompt or session of each pair (default: every pair its own); bootstraps resample whole clusters.
+    rate: wins / (wins + losses), Wilson; rate_exact: the same, Clopper-Pearson; None with nothing decided. shares: win, loss,
+    tie and both bad among judged pairs, bootstrap. score: a win 1, a tie or both bad 1/2. length_controlled: see eval/ranking.py.
+    first_shown: among the single verdicts that name a reply, the share that names the one shown first; 1/2 is no position bias.
+    """
+    if not len(judged) == len(words_a) == len(words_b) or not len(judged):
+        raise ValueError(f"{len(judged)} verdicts, {len(words_a)} and {len(words_b)} lengths")
+    verdicts = [settle(pair) for pair in judged]
+    kept = [i for i, verdict in enumerate(verdicts) if verdict != "unjudged"]
+    wins, losses = verdicts.count("b"), verdicts.count("a")
+    result = {"pairs": len(judged), "wins": wins, "losses": losses, "ties": verdicts.count("tie"), "both_bad": verdicts.count("both bad"),
+              "unjudged": len(judged) - len(kept), "position_decided": sum(set(pair) == {"a", "b"} for pair in judged),
+              "p": stats.sign_test(wins, losses), "rate": None, "rate_exact": None, "first_shown": None}
+    if wins + losses:
+        result |= {"rate": stats.wilson(wins, wins + losses), "rate_exact": stats.exact(wins, wins + losses)}
+    if kept:
+        result["undecided"] = stats.wilson(len(kept) - wins - losses, len(kept))
+        outcome = np.array([{"b": 1.0, "a": 0.0}.get(verdicts[i], 0.5) for i in kept])
+        names = [i if clusters is None else clusters[i] for i in kept]
+        by_name = {name: np.array([verdicts[i] == verdict for i in kept], dtype=float)
+                   for name, verdict in (("win", "b"), ("loss", "a"), ("tie", "tie"), ("both bad", "both bad"))}
+        result["shares"] = {name: stats.ratio(*stats.sum_by_cluster(names, hits), resamples, seed) for name, hits in by_name.items()}
+        result["score"] = stats.ratio(*stats.sum_by_cluster(names, outcome), resamples, seed)
+        result["length_controlled"] = length_controlled(outcome, np.asarray(words_a)[kept], np.asarray(words_b)[kept], names,
+                                                        min(resamples, 2000), seed)
+    if named := [(shown, verdict) for pair in judged for shown, verdict in zip("ab", pair) if verdict in ("a", "b")]:
+        result["first_shown"] = stats.wilson(sum(shown == verdict for shown, verdict in named), len(named))
     return result
 
 
-def longer_reply_wins(chosen: Sequence[str], rejected: Sequence[str]) -> np.ndarray:
-    """[n] as `ranked_right`, for the rule "more words is better"."""
-    return ranked_right([len(reply.split()) for reply in chosen], [len(reply.split()) for reply in rejected])
-
-
-def bag_of_words(train_chosen: Sequence[str], train_rejected: Sequence[str], chosen: Sequence[str],
-                 rejected: Sequence[str]) -> np.ndarray:
-    """[n] as `ranked_right`, for a Bradley-Terry model on the words that occur in a reply, fitted on training pairs.
-
-    score(reply) = sum of the weights of its words, so the log-odds of a pair are linear in the difference of its two bags: a
-    logistic regression without intercept. Words in fewer than three replies are left out. The
-    strength of the penalty is chosen by five-fold cross-validation on the training pairs.
-    """
-    try:
-        from sklearn.feature_extraction.text import CountVectorizer
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.model_selection import GridSearchCV
-    except ImportError:
-        raise UserError("The bag-of-words baseline needs scikit-learn: pip install scikit-learn") from None
-    vectorizer = CountVectorizer(min_df=3, binary=True, token_pattern=r"(?u)\b\w+\b", dtype=np.float64)
-    vectorizer.fit([*train_chosen, *train_rejected])
-    difference = vectorizer.transform(train_chosen) - vectorizer.transform(train_rejected)
-    # every row is "chosen minus rejected"; turning half of them round gives the classifier its two classes
-    side = np.where(np.arange(difference.shape[0]) % 2, 1, -1)
-    strengths = {"C": [0.003, 0.01, 0.03, 0.1, 0.3]}
-    model = GridSearchCV(LogisticRegression(fit_intercept=False, solver="liblinear", random_state=0), strengths, cv=5)
-    model.fit(difference.multiply(side[:, None]).tocsr(), side)
-    weights = model.best_estimator_.coef_[0]
-    return ranked_right(vectorizer.transform(chosen) @ weights, vectorizer.transform(rejected) @ weights)
+def plain(result: dict) -> dict:
+    """The summary with every Interval as plain values, for JSON."""
+    return {key: value.to_dict() if isinstance(value, Interval) else plain(value) if isinstance(value, dict) else value
+            for key, value in result.items()}
 
 
 def nearest_training_replies(train_prompts: Sequence[str], train_chosen: Sequence[str], prompts: Sequence[str]) -> list[str]:
@@ -95,18 +94,3 @@ def nearest_training_replies(train_prompts: Sequence[str], train_chosen: Sequenc
         block = vectorizer.transform(prompts[start:start + 256]) @ train.T
         nearest.extend(np.asarray(block.argmax(axis=1)).ravel().tolist())
     return [train_chosen[i] for i in nearest]
-
-
-def win_rate(prompts: Sequence[str], a: Sequence[str], b: Sequence[str], compare: Callable[[str, str, str], int]) -> dict:
-    """Reply b against reply a on each prompt, by compare(prompt, b, a) -> +1, 0 or -1.
-
-    The rate is wins / (wins + losses) with its Wilson interval and an exact sign test; undecided pairs are counted beside
-    it, never split. With nothing decided there is no rate (None).
-    """
-    if not len(prompts) == len(a) == len(b) or not len(prompts):
-        raise ValueError(f"{len(prompts)} prompts, {len(a)} and {len(b)} replies")
-    verdicts = [compare(prompt, reply_b, reply_a) for prompt, reply_a, reply_b in zip(prompts, a, b)]
-    wins, losses = verdicts.count(1), verdicts.count(-1)
-    rate: Interval | None = stats.wilson(wins, wins + losses) if wins + losses else None
-    return {"rate": rate, "wins": wins, "losses": losses, "ties": len(verdicts) - wins - losses,
-            "undecided": stats.wilson(len(verdicts) - wins - losses, len(verdicts)), "p": stats.sign_test(wins, losses)}

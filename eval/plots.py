@@ -1,5 +1,4 @@
-"""The two pictures of a run: what training did, and how toxic the replies are."""
-import json
+"""The pictures of a run: what training did, how toxic the replies are, who refuses, who wins, and how pairs are ranked."""
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.stats import Interval
+from runtime.run import read_metrics
 
 # Wong 2011, Nature Methods 8:441: colours that colour-blind readers can tell apart
 BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#777777"
@@ -23,20 +23,9 @@ def _pyplot():
     return plt
 
 
-def read_metrics(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; an unfinished last line (a killed run) is left out. No file, no rows."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def series(rows: Sequence[Mapping], key: str, split: str) -> tuple[list[float], list[float]]:
     """(steps, values) of one column of one split, where it was measured."""
-    found = [(row["step"], row[key]) for row in rows if row["split"] == split and row[key] is not None]
+    found = [(row["step"], row[key]) for row in rows if row["split"] == split and row.get(key) is not None]
     return [step for step, _ in found], [value for _, value in found]
 
 
@@ -50,6 +39,11 @@ PANELS = (
      (("rewards/chosen", "chosen", GREEN), ("rewards/rejected", "rejected", RED), ("rewards/margin", "margin", GREY)), (0.0, "")),
     ("dpo", "DPO: log-probability of replies", "nats per reply",
      (("logps/chosen", "chosen", GREEN), ("logps/rejected", "rejected", RED)), None),
+    ("dpo", "DPO: what the policy writes", "share of replies",
+     (("replies/ended", "end by themselves", BLUE), ("replies/well_formed", "well formed", GREEN), ("replies/helpful_correct", "helpful and correct", ORANGE),
+      ("replies/repetition", "repeated 3-grams", RED)), None),
+    ("dpo", "DPO: distance from the reference", "KL, nats per reply", (("replies/kl", "", PURPLE),), None),
+    ("reward", "reward model: pairs ranked right", "share of pairs", (("rewards/accuracy", "", RED),), (0.5, "chance")),
 )
 
 
@@ -59,17 +53,16 @@ def training_curves(run_dir: Path, picture: Path) -> None:
     Thin lines are training steps (the mean of one step's batch), thick lines with dots are validation.
     """
     plt = _pyplot()
-    metrics = {stage: read_metrics(run_dir / stage / "metrics.jsonl") for stage in ("base", "sft", "dpo")}
-    panels = [panel for panel in PANELS if metrics[panel[0]]]
+    metrics = {stage: read_metrics(run_dir / stage / "metrics.jsonl") for stage in ("base", "sft", "dpo", "reward")}
+    panels = [panel for panel in PANELS if any(series(metrics[panel[0]], key, split)[0] for key, *_ in panel[3] for split in ("train", "val"))]
     columns = min(3, max(1, len(panels)))
     height = -(-max(1, len(panels)) // columns)
     figure, axes = plt.subplots(height, columns, figsize=(4.2 * columns, 3.0 * height), squeeze=False, layout="constrained")
     for axis, (stage, title, unit, lines, mark) in zip(axes.flat, panels):
         for key, label, colour in lines:
-            axis.plot(*series(metrics[stage], key, "train"), color=colour, alpha=0.45, linewidth=0.9,
-                      label=f"{label} train".strip())
-            axis.plot(*series(metrics[stage], key, "val"), color=colour, linewidth=1.8, marker="o", markersize=3.5,
-                      label=f"{label} validation".strip())
+            for split, name, look in (("train", "train", {"alpha": 0.45, "linewidth": 0.9}), ("val", "validation", {"linewidth": 1.8, "marker": "o", "markersize": 3.5})):
+                if series(metrics[stage], key, split)[0]:
+                    axis.plot(*series(metrics[stage], key, split), color=colour, label=f"{label} {name}".strip(), **look)
         if mark:
             axis.axhline(mark[0], color="black", linestyle=":", linewidth=0.8, label=mark[1] or None)
         axis.set(title=title, xlabel="optimizer step", ylabel=unit)
@@ -123,5 +116,67 @@ def toxicity_distribution(picture: Path, shares: Mapping[str, Mapping[str, Inter
         axes[0].axis("off")
         lines = "\n".join(textwrap.fill(line, 80) for line in ("not measured:", *not_measured))
         axes[0].text(0.5, 0.5, lines, ha="center", va="center")
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+
+
+def refusal_bars(picture: Path, summary: Mapping) -> None:
+    """Share of full refusals per group of prompts and system, with intervals; no picture when no group was measured."""
+    rows = [row for row in summary["metrics"] if row["key"].startswith("refusal_") and row["key"] != "refusal_partial"]
+    if not rows:
+        return
+    plt = _pyplot()
+    systems = list(summary["systems"])
+    figure, axis = plt.subplots(figsize=(1.2 + 1.9 * len(rows), 3.8), layout="constrained")
+    width = 0.8 / len(systems)
+    for s, (system, colour) in enumerate(zip(systems, SYSTEM_COLOURS)):
+        cells = [row["values"][system] for row in rows]
+        values = np.array([cell["value"] for cell in cells])
+        spread = np.abs(np.array([[cell["low"], cell["high"]] for cell in cells]).T - values)
+        axis.bar(np.arange(len(rows)) + (s - (len(systems) - 1) / 2) * width, values, width * 0.92, color=colour, yerr=spread,
+                 error_kw={"elinewidth": 1, "capsize": 2}, label=summary["systems"][system]["label"])
+    names = [f"{row['key'].removeprefix('refusal_').replace('_', ' ')}\n(n = {row['values'][systems[0]]['n']:,})" for row in rows]
+    axis.set_xticks(range(len(rows)), names)
+    axis.set(title="Full refusals by rules (95 % interval)", ylabel="share of replies", ylim=(0, 1))
+    axis.grid(axis="x", visible=False)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=8)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+
+
+def win_rate_forest(picture: Path, summary: Mapping, judged: Sequence[Mapping]) -> None:
+    """Every judge's win rates among decided pairs, one line each, around the 50 % that means no difference."""
+    rows = [("oracle", row) for row in summary["win_rates"]] + [(content["judge"], row) for content in judged for row in content["comparisons"]]
+    rows = [(judge, row) for judge, row in rows if row["rate"]]
+    if not rows:
+        return
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(9.5, 0.9 + 0.28 * len(rows)), layout="constrained")
+    judges = list(dict.fromkeys(judge for judge, _ in rows))
+    for y, (judge, row) in enumerate(reversed(rows)):
+        rate, colour = row["rate"], SYSTEM_COLOURS[judges.index(judge) % len(SYSTEM_COLOURS)]
+        axis.plot([rate["low"], rate["high"]], [y, y], color=colour, linewidth=1.8)
+        axis.plot(rate["value"], y, "o", color=colour, markersize=5)
+    axis.set_yticks(range(len(rows)), [f"{row['second']} against {row['first']}, {row['prompts']} ({judge}, n = {row['rate']['n']:,})"
+                                       for judge, row in reversed(rows)], fontsize=7.5)
+    axis.axvline(0.5, color="black", linestyle=":", linewidth=0.9)
+    axis.set(xlim=(0, 1), ylim=(-0.7, len(rows) - 0.3), xlabel="share of decided pairs won by the first-named")
+    axis.grid(axis="y", visible=False)
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)
+
+
+def reward_margins(picture: Path, logps: Path, beta: float) -> None:
+    """Histogram of DPO's implicit reward margin (chosen minus rejected) over the held-out pairs of a pair_logps.npz."""
+    with np.load(logps) as saved:
+        margin = beta * ((saved["dpo_chosen"] - saved["sft_chosen"]) - (saved["dpo_rejected"] - saved["sft_rejected"])).astype(np.float64)
+    plt = _pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    edges = np.histogram_bin_edges(margin, bins=60)
+    axis.hist(margin[margin > 0], edges, color=GREEN, label=f"ranked as labelled ({(margin > 0).sum():,})")
+    axis.hist(margin[margin <= 0], edges, color=RED, label=f"the other way, or equal ({(margin <= 0).sum():,})")
+    axis.axvline(0, color="black", linestyle=":", linewidth=0.9)
+    axis.set(title="Implicit reward margin of held-out pairs", xlabel="beta x (log-ratio of chosen - log-ratio of rejected)", ylabel="pairs")
+    axis.legend(fontsize=8)
     figure.savefig(picture, dpi=130)
     plt.close(figure)

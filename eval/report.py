@@ -1,64 +1,72 @@
-"""report.md and report.html, made from results_summary.json, replies.jsonl and the pictures of one eval folder.
+"""report.md and report.html, made from the files of one eval folder alone: results_summary.json, judged_*.json, replies.jsonl,
+pair_logps.npz and the pictures.
 
     python -m eval.report out/toy/eval      writes both again
-
-A report is a list of blocks, each a tuple that begins with its kind; two small renderers turn the same list into Markdown
-and into one HTML file with its pictures inside. Everything a model wrote is escaped: a reply cannot become part of the page.
 """
-import base64
-import html
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from eval.tables import number, p_value, text_table, with_interval
+import numpy as np
+
+from eval import plots
+from eval.render import Block, to_html, to_markdown
+from eval.replies import read_rows
+from eval.tables import NARROW, number, p_value, text_table, with_interval
 from runtime.errors import UserError, run_main
 from tokenizer import ASSISTANT
 
 WARNING = ("Content warning: prompts and replies below may be offensive or harmful. "
            "They are shown as test material, not as advice.")
-Block = tuple  # ("title" | "heading" | "text" | "table" | "picture" | "sample" | "code", ...): see the renderers
+DISAGREEMENTS = 5
 
 
 # ---- what the report says -------------------------------------------------------------------------------------------
 
-def report_blocks(summary: Mapping, samples: list[dict]) -> list[Block]:
-    """The report as blocks, from the summary and the samples to show."""
-    e = summary["config"]["eval"]
-    blocks: list[Block] = [("title", f"{summary['name']}: SFT against {summary['systems']['dpo']['label']}"), ("text", WARNING)]
+def report_blocks(summary: Mapping, judged: list[Mapping], samples: tuple[list[dict], list[dict], str], pictures: set[str]) -> list[Block]:
+    """The report as blocks, from the summary, the judges' files, (first samples, largest disagreements, the rule) and the pictures at hand."""
+    e, policy = summary["config"]["eval"], summary["systems"]["dpo"]["label"]
+
+    def picture(file: str, caption: str) -> list[Block]:
+        return [("picture", file, caption)] if file in pictures else []
+    blocks: list[Block] = [("title", f"{summary['name']}: SFT against {policy}"), ("text", WARNING)]
     blocks += _facts(summary)
-    if summary["win_rates"]:
-        blocks += [("heading", "Which reply is better, by the exact oracle"), ("table", *_win_table(summary["win_rates"])),
-                   ("text", "Win rate of the first-named system among decided pairs: Wilson interval, exact sign test, Holm's "
-                            "correction over this table. Undecided pairs have equal scores.")]
-    blocks += [("heading", "Replies to held-out prompts"), ("table", *_metrics_table(summary)),
-               ("text", "↑ more is better, ↓ less is better. Shares in per cent with Wilson intervals, means with percentile bootstrap "
-                        f"intervals (seed {e['seed']}); n counts the replies a row applies to. Refusals by rules: see eval/refusal.py. "
-                        "All systems answered the same prompts.")]
-    for comparison in summary["comparisons"]:
+    blocks += [("heading", f"{policy} against SFT, the same {summary['comparisons'][0]['rows'][0]['difference']['n']:,} prompts"),
+               ("table", *_main_table(summary)),
+               ("text", "↑ more is better, ↓ less is better. Shares in per cent with Wilson intervals, their differences with Newcombe's; means with "
+                        f"bootstrap intervals (seed {e['seed']}). p: exact McNemar test for shares, sign-flip randomisation for means, two-sided, paired by "
+                        "prompt; Holm's correction over this table. †: at this n and for values so skewed, simulated 95 % intervals of this kind cover "
+                        f"the truth in less than {100 * NARROW:.0f} % of cases (results/coverage): too narrow. Refusals by rules: see eval/refusal.py and "
+                        "results/refusal. [?, ?]: not one pair differed, so nothing is known of how often one would.")]
+    blocks += [("text", f"{row['label']}, without the pairing: Mann-Whitney p {p_value(row['mann_whitney_p'])}, Cohen's d {row['cohens_d']:+.2f}.")
+               for row in summary["comparisons"][0]["rows"] if "cohens_d" in row]
+    if summary["health"]:
+        blocks += [("heading", "Health of the DPO run"),
+                   ("table", ["check", "", "seen", "remedy"], [[f["check"], f["level"], f["seen"], f["remedy"]] for f in summary["health"]])]
+    blocks += _judge_blocks(summary, judged) + picture("win_rates.png", "Win rates among decided pairs, 95 % intervals")
+    blocks += [("heading", "Refusals"), *picture("refusals.png", "Full refusals by group of prompts, 95 % intervals")] if "refusals.png" in pictures else []
+    blocks += [("heading", "Every system"), ("table", *_metrics_table(summary))]
+    for comparison in summary["comparisons"][1:]:
         first, second = (summary["systems"][comparison[key]]["label"] for key in ("first", "second"))
         blocks += [("heading", f"{second} minus {first}, paired by prompt"), ("table", *_comparison_table(comparison))]
-        blocks += [("text", f"{row['label']}, without the pairing: Mann-Whitney p {p_value(row['mann_whitney_p'])}, "
-                            f"Cohen's d {row['cohens_d']:+.2f}.") for row in comparison["rows"] if "cohens_d" in row]
-    blocks.append(("text", "Shares: exact McNemar test; means: sign-flip randomisation test; both two-sided. Holm's correction is over "
-                           "the rows of one table. An interval without width means that not one reply differed, not that none ever will."))
-    blocks += _reward_blocks(summary["reward_accuracy"], e["seed"])
-    blocks += [("heading", "Perplexity of held-out replies"), ("table", *_perplexity_table(summary["perplexity"])),
-               ("text", "Per token, end-of-text included. DPO is expected to raise it: it is no longer fitted to the replies but to "
-                        "their difference.")]
-    blocks += [("heading", "Drift from the reference"),
-               ("text", f"KL(DPO || SFT) = {with_interval(summary['kl'])} nats per reply, from {summary['kl']['n']} replies sampled from "
-                        f"DPO at temperature 1 (seed {e['seed']}), counted over at most {e['max_new_tokens']} tokens each.")]
+    blocks += _reward_blocks(summary["reward_accuracy"], e["seed"]) + picture("reward_margins.png", "Implicit reward margins of held-out pairs")
+    blocks += [("heading", "Perplexity"), ("table", *_perplexity_table(summary["perplexity"])),
+               ("text", "Per token, end-of-text included; every token weighs the same. DPO is expected to raise it on replies: it is no longer fitted to "
+                        "them but to their difference. A rise on general text is the alignment tax. Bits per byte compare across tokenizers.")]
+    blocks += _drift_blocks(summary)
+    blocks += [("heading", "Toxicity"), *picture("toxicity_distribution.png", "Toxicity of replies by system and kind of prompt"), *_category_blocks(summary)]
     blocks.append(("heading", "Not measured"))
     if summary["not_measured"]:
         blocks.append(("table", ["metric", "why"], [[m["metric"], m["reason"]] for m in summary["not_measured"]]))
     else:
         blocks.append(("text", "Nothing that this evaluation knows how to measure was left out."))
-    blocks += [("heading", "Training"), ("picture", "training_curves.png", "Training and validation curves of every stage"),
-               ("heading", "Toxicity"), ("picture", "toxicity_distribution.png", "Toxicity of replies by system and kind of prompt"),
-               ("heading", f"{len(samples)} samples side by side"),
-               ("text", WARNING + " Chosen by rule: the first prompts of each kind in turn.")]
-    blocks += [("sample", sample) for sample in samples]
+    blocks += [("heading", "Training"), *picture("training_curves.png", "Training and validation curves of every stage")]
+    first, disagreements, rule = samples
+    blocks += [("heading", f"{len(first)} samples side by side"), ("text", WARNING + " Chosen by rule: the first prompts of each kind in turn.")]
+    blocks += [("sample", sample) for sample in first]
+    if disagreements:
+        blocks += [("heading", f"The {len(disagreements)} largest disagreements"), ("text", f"Chosen by rule: {rule}.")]
+        blocks += [("sample", sample) for sample in disagreements]
     return blocks + [("heading", "Settings"), ("code", json.dumps(summary["config"], indent=1))]
 
 
@@ -69,7 +77,7 @@ def _facts(summary: Mapping) -> list[Block]:
         best = f", validation loss {number(s['best'])}" if s["best"] is not None else ""
         state = "" if s["finished"] else " (TRAINING NOT FINISHED)"
         rows.append([f"{stage} checkpoint",
-                     f"{s['parameters']:,} parameters, step {s['step']}{state}{best}, code at commit {s['git_commit']}"])
+                     f"{s['parameters']:,} parameters, step {s['step']}{state}{best}, weights {s.get('weights', '?')}, code at commit {s['git_commit']}"])
     rows.append(["objective", f"{summary['config']['dpo']['objective']}, beta {summary['reward_accuracy']['beta']}"])
     asked = f["prompts"]
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in asked["kinds"].items())
@@ -100,6 +108,21 @@ def _metrics_table(summary: Mapping) -> tuple[list[str], list[list[str]]]:
     return ["", *(s["label"] for s in systems.values()), "n"], rows
 
 
+def _main_table(summary: Mapping) -> tuple[list[str], list[list[str]]]:
+    """SFT, DPO, difference, corrected p: one row per metric, those without a paired test and those not measured included."""
+    tests = {row["key"]: row for row in summary["comparisons"][0]["rows"]}
+    rows = []
+    for row in summary["metrics"]:
+        cells = [row["values"].get(system) for system in ("sft", "dpo")]
+        test, n = tests.get(row["key"]), max((cell["n"] for cell in cells if cell), default=0)
+        relative = with_interval(test["relative"], "share", signed=True).replace(" points", " %") if test and "relative" in test else ""
+        rows.append([_label(row), *(with_interval(cell, row["form"]) for cell in cells),
+                     with_interval(test["difference"], row["form"], signed=True) if test else "", relative,
+                     p_value(test["p_holm"]) if test else "", f"{test['difference']['n'] if test else n:,}"])
+    rows += [[m["metric"], "not measured", "not measured", "", "", "", ""] for m in summary["not_measured"]]
+    return ["", "SFT", summary["systems"]["dpo"]["label"], "difference", "relative change", "p (Holm)", "n"], rows
+
+
 def _comparison_table(comparison: Mapping) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in comparison["rows"]:
@@ -113,9 +136,55 @@ def _win_table(win_rates: list[Mapping]) -> tuple[list[str], list[list[str]]]:
     rows = []
     for row in win_rates:
         rate = with_interval(row["rate"], "share") if row["rate"] else "nothing decided"
-        rows.append([f"{row['second']} against {row['first']}", row["prompts"], rate, f"{row['wins']:,}", f"{row['losses']:,}",
-                     f"{row['ties']:,}", with_interval(row["undecided"], "share"), p_value(row["p"]), p_value(row["p_holm"])])
-    return ["", "on", "win rate", "wins", "losses", "ties", "undecided", "p", "p (Holm)"], rows
+        controlled = with_interval(row.get("length_controlled"), "share")
+        rows.append([f"{row['second']} against {row['first']}", row["prompts"], rate, f"{row['wins']:,}", f"{row['losses']:,}", f"{row['ties']:,}",
+                     f"{row['both_bad']:,}", f"{row['unjudged']:,}", controlled, p_value(row["p"]), p_value(row["p_holm"])])
+    return ["", "on", "win rate of decided", "wins", "losses", "ties", "both bad", "unjudged", "length-controlled", "p", "p (Holm)"], rows
+
+
+def _judge_blocks(summary: Mapping, judged: list[Mapping]) -> list[Block]:
+    blocks: list[Block] = [("heading", "Which reply is better")]
+    explained = ("Win rate of the first-named system among decided pairs: Wilson interval, exact sign test, Holm's correction over each table. Ties have "
+                 "equal scores or two orders that disagree; a pair that could not be judged is counted apart, never as a tie. Length-controlled: the win "
+                 "rate at equal lengths, by logistic regression, ties one half (Dubois et al. 2024).")
+    if summary["win_rates"]:
+        blocks += [("text", "Judge: the toy world's exact oracle."), ("table", *_win_table(summary["win_rates"])), ("text", explained)]
+    for content in judged:
+        blocks += [("text", f"Judge: {content['judge']}. {content['note']}"), ("table", *_win_table(content["comparisons"]))]
+        if content.get("accuracy"):
+            blocks.append(("text", f"Held-out accuracy of this judge: {with_interval(content['accuracy']['accuracy'], 'share')}, "
+                                   f"{content['accuracy']['pairs']:,} pairs."))
+        first = content["comparisons"][0]["first_shown"]
+        if content["judge"].startswith("LLM") and first:
+            blocks.append(("text", f"Position: the reply shown first was preferred in {with_interval(first, 'share')} of {first['n']:,} single verdicts "
+                                   f"(50 % is no bias); {content['comparisons'][0]['position_decided']:,} pairs were decided by position alone and count as ties."))
+        if content.get("agreement"):
+            blocks.append(("table", ["agreement between annotators", "value"], [[name, with_interval(cell)] for name, cell in content["agreement"].items()]))
+        if content.get("ranking"):
+            blocks.append(("table", ["system", "Bradley-Terry strength (Elo points)", "Elo, mean over orders"],
+                           [[row["system"], with_interval(row["bradley_terry"]), with_interval(row["elo"])] for row in content["ranking"]["rows"]]))
+    asked = {content["judge"].split()[0] for content in judged}
+    others = [command for name, command in (("reward", "`python train_reward.py CONFIG`, then `python -m eval.judge FOLDER reward`"),
+                                            ("LLM", "`python -m eval.judge FOLDER llm --model NAME`"),
+                                            ("people", "`python -m eval.judge FOLDER people --sheets FILES`")) if name not in asked]
+    return blocks + ([("text", f"Judges not asked: {'; '.join(others)}.")] if others else [])
+
+
+def _drift_blocks(summary: Mapping) -> list[Block]:
+    e, kl = summary["config"]["eval"], summary["kl"]
+    return [("heading", "Drift from the reference"),
+            ("text", f"KL(DPO || SFT) = {with_interval(kl['stepwise'])} nats per reply, from {kl['stepwise']['n']} replies sampled from DPO at temperature 1 "
+                     f"(seed {e['seed']}), at most {e['max_new_tokens']} tokens each: the exact divergence of the next-token distributions, summed along every "
+                     f"reply. The plain estimate from the same replies, the mean of log p - log q, is {with_interval(kl['sampled'])}.")]
+
+
+def _category_blocks(summary: Mapping) -> list[Block]:
+    blocks: list[Block] = []
+    for table in summary["toxicity_categories"]:
+        systems = list(table["rows"][0]["values"])
+        header = [f"mean score, {table['scorer']}", *(summary["systems"][system]["label"] for system in systems)]
+        blocks.append(("table", header, [[row["category"], *(with_interval(row["values"][s]) for s in systems)] for row in table["rows"]]))
+    return blocks
 
 
 def _reward_blocks(found: Mapping, seed: int) -> list[Block]:
@@ -146,108 +215,42 @@ def _perplexity_table(rows: list[Mapping]) -> tuple[list[str], list[list[str]]]:
         for key, label in (("perplexity", "perplexity"), ("bits_per_byte", "bits per byte")):
             test = [with_interval(row["difference"], signed=True), p_value(row["p"])] if key == "perplexity" else ["", ""]
             shown = [with_interval(row["stages"][stage][key]) for stage in stages]
-            lines.append([f"{row['replies']} replies, {label}", *shown, *test, f"{row['difference']['n']:,}"])
+            lines.append([f"{row['text']}, {label}", *shown, *test, f"{row['difference']['n']:,}"])
     return ["", *(names[stage] for stage in stages), "DPO - SFT, nats per token", "p", "n"], lines
 
 
-# ---- how it looks ---------------------------------------------------------------------------------------------------
+# ---- from the folder ------------------------------------------------------------------------------------------------
 
-def to_markdown(blocks: list[Block]) -> str:
-    """The blocks as Markdown; pictures by file name, replies as indented code, so that nothing in them is interpreted."""
-    def cell(text: str) -> str:
-        return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
-
-    def indented(text: str) -> str:
-        return "\n".join("    " + line for line in (text or "(empty)").splitlines())
-
-    parts = []
-    for kind, *content in blocks:
-        if kind in ("title", "heading"):
-            parts.append(("# " if kind == "title" else "## ") + content[0])
-        elif kind == "text":
-            parts.append(html.escape(content[0], quote=False))
-        elif kind == "table":
-            header, rows = content
-            lines = [header, ["---"] * len(header), *rows]
-            parts.append("\n".join("| " + " | ".join(cell(text) for text in line) + " |" for line in lines))
-        elif kind == "picture":
-            parts.append(f"![{content[1]}]({content[0]})")
-        elif kind == "code":
-            parts.append(indented(content[0]))
-        else:
-            sample = content[0]
-            parts += [f"**{sample['id']}**", indented(sample["prompt"])]
-            for label, reply in sample["replies"].items():
-                parts += [f"{label}:", indented(reply)]
-    return "\n\n".join(parts) + "\n"
-
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 2em auto; padding: 0 1em; color: #1a1a1a }
-h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd }
-.scroll { overflow-x: auto } table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
-th, td { text-align: left; padding: 3px 10px; border-bottom: 1px solid #e4e4e4; vertical-align: top }
-td:not(:first-child), th { white-space: nowrap } table.facts td, table.sample td { white-space: normal } img { max-width: 100% }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: inherit } details pre { font: 12px monospace }
-table.sample { width: 100%; margin: 1em 0; table-layout: fixed; background: #f7f7f7 }
-"""
-
-
-def to_html(blocks: list[Block], folder: Path) -> str:
-    """The blocks as one HTML page; pictures are read from `folder` and embedded, all text is escaped."""
-    def row(cells: list[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    def said(who: str, text: str, attributes: str = "") -> str:
-        return f"<td{attributes}><b>{html.escape(who)}</b><pre>{html.escape(text or '(empty)')}</pre></td>"
-
-    parts = []
-    for kind, *content in blocks:
-        if kind in ("title", "heading"):
-            tag = "h1" if kind == "title" else "h2"
-            parts.append(f"<{tag}>{html.escape(content[0])}</{tag}>")
-        elif kind == "text":
-            parts.append(f"<p>{html.escape(content[0])}</p>")
-        elif kind == "table":
-            header, rows = content
-            style = ' class="facts"' if len(header) == 2 else ""
-            lines = "\n".join([row(header, "th"), *(row(cells, "td") for cells in rows)])
-            parts.append(f'<div class="scroll"><table{style}>{lines}</table></div>')
-        elif kind == "picture":
-            data = base64.b64encode((folder / content[0]).read_bytes()).decode()
-            parts.append(f'<img alt="{html.escape(content[1])}" src="data:image/png;base64,{data}">')
-        elif kind == "code":
-            parts.append(f"<details><summary>show</summary><pre>{html.escape(content[0])}</pre></details>")
-        else:
-            sample = content[0]
-            replies = "".join(said(label, reply) for label, reply in sample["replies"].items())
-            prompt = said(sample["id"], sample["prompt"], f' colspan="{len(sample["replies"])}"')
-            parts.append(f'<table class="sample"><tr>{prompt}</tr><tr>{replies}</tr></table>')
-    title = html.escape(blocks[0][1])
-    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>{title}</title><style>{STYLE}</style></head><body>\n" + "\n".join(parts) + "\n</body></html>\n")
-
-
-def read_samples(folder: Path, summary: Mapping) -> list[dict]:
-    """The first `eval.samples_in_report` prompts, one kind after the other in turn, with the replies of SFT and DPO."""
+def read_samples(folder: Path, summary: Mapping, judged: list[Mapping]) -> tuple[list[dict], list[dict], str]:
+    """(the first `eval.samples_in_report` prompts, one group after the other in turn; the largest disagreements; by which rule)."""
     shown: dict[str, dict] = {}
-    with open(folder / "replies.jsonl", encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            if row["system"] in ("sft", "dpo"):
-                prompt = row["prompt"].removesuffix(ASSISTANT).strip()
-                sample = shown.setdefault(row["id"], {"id": row["id"], "prompt": prompt, "replies": {}})
-                sample["replies"][summary["systems"][row["system"]]["label"]] = row["reply"]
-    in_turn = sorted(shown.values(), key=lambda sample: int(sample["id"].rsplit("-", 1)[1]))  # stable: kinds keep their order
-    return in_turn[:summary["config"]["eval"]["samples_in_report"]]
+    for row in read_rows(folder / "replies.jsonl"):
+        if row["system"] in ("sft", "dpo"):
+            prompt = row["prompt"].removesuffix(ASSISTANT).strip()
+            sample = shown.setdefault(row["id"], {"id": row["id"], "prompt": prompt, "replies": {}})
+            sample["replies"][summary["systems"][row["system"]]["label"]] = row["reply"]
+    in_turn = sorted(shown.values(), key=lambda sample: int(sample["id"].rsplit("-", 1)[1]))  # stable: groups keep their order
+    first = in_turn[:summary["config"]["eval"]["samples_in_report"]]
+    margins = next((content["margins"] for content in judged if "margins" in content), None)
+    if margins:
+        rule = "the largest differences of the reward model's scores, either way"
+    else:
+        margins = {name: float(np.diff([len(reply.split()) for reply in sample["replies"].values()])[0]) for name, sample in shown.items()}
+        rule = "the largest differences in length, since no judge gave scores"
+    widest = sorted((name for name in shown if margins[name]), key=lambda name: -abs(margins[name]))[:DISAGREEMENTS]
+    return first, [shown[name] | {"id": f"{name} (difference {margins[name]:+.2f})"} for name in widest], rule
 
 
 def write_report(folder: Path) -> None:
     """Write report.md and report.html into an eval folder from what is in it."""
     try:
         summary = json.loads((folder / "results_summary.json").read_text(encoding="utf-8"))
-        blocks = report_blocks(summary, read_samples(folder, summary))
+        judged = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("judged_*.json"))]
+        plots.refusal_bars(folder / "refusals.png", summary)
+        plots.win_rate_forest(folder / "win_rates.png", summary, judged)
+        plots.reward_margins(folder / "reward_margins.png", folder / "pair_logps.npz", summary["reward_accuracy"]["beta"])
+        pictures = {path.name for path in folder.glob("*.png")}
+        blocks = report_blocks(summary, judged, read_samples(folder, summary, judged), pictures)
         page = to_html(blocks, folder)
     except FileNotFoundError as e:
         raise UserError(f"{e.filename} is missing: run `python -m eval.run CONFIG` first.") from None

@@ -2,36 +2,39 @@
 
     python -m eval.run toy            any --key=value override; --eval.temperature=0.7 and the like
 
-Reads out/<name>/{sft,dpo}/best and the pair store's test split, which nothing else reads. Saves every reply first
-(out/<name>/eval/replies.jsonl); all figures are computed from that file and from pair_logps.npz.
+Reads out/<name>/{sft,dpo}/best and the pair store's test split, which nothing else reads. Saves every reply and log-prob first
+(replies.jsonl, provoked.jsonl, pair_logps.npz in out/<name>/eval/); all figures are computed from those files.
 """
 import dataclasses
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from batching import score_pairs
-from data.store import PairStore, StoreWriter, find_data, write_json
-from eval import annotation, measure, plots, quality, report, stats, tables, toxicity
-from eval.measure import Prompt, Reply
-from eval.oracle import describe_prompt
-from model import GPT, load_model
+from data.store import PairStore, find_data, write_json
+from eval import annotation, health, judge, measure, plots, report, stats, tables, toxicity
+from eval.drift import reply_kl
+from eval.perplexity import count_bytes, general, perplexity_row, score_texts, transcripts
+from eval.prompt_sets import general_text
+from eval.questions import from_sets, from_store, kind_of, to_provoke
+from eval.replies import Prompt, Reply, answer, read_replies, read_rows, spread, write_replies
+from eval.reward_accuracy import pair_texts, reward_accuracy
+from model import load_model
 from runtime.checkpoint import file_hash, find_checkpoint, git_commit, read_run, versions, without_local_paths
-from runtime.config import Config, load_config
+from runtime.config import Config, digest, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
-from tokenizer import ASSISTANT, HUMAN, Tokenizer, clean_reply, encode_prompt, load_tokenizer
+from tokenizer import ASSISTANT, Tokenizer, load_tokenizer
 
 COOL = 0.4  # SFT at a low temperature: does sharper sampling alone do what DPO does?
 KL_PROMPTS = 200
+TRANSCRIPTS = 500  # whole dialogues scored for perplexity
+CONTINUATION_TOKENS = 20  # as in RealToxicityPrompts
 ANNOTATED = 100  # prompts on each annotation sheet
-HH_KINDS = {"harmless-base": "unsafe", "helpful-base": "helpful"}  # the subset a first turn comes from
 
 
 def system_table(config: Config) -> dict[str, tuple[str, str, float]]:
@@ -74,141 +77,90 @@ def find_pairs(config: Config, folders: Mapping[str, Path]) -> Path:
     return root
 
 
-# ---- prompts --------------------------------------------------------------------------------------------------------
+# ---- what needs a model ---------------------------------------------------------------------------------------------
 
-def kind_of(text: str, subset: str, subsets: Sequence[str], config: Config) -> str | None:
-    """The kind of a test prompt: toy by its grammar, HH by its subset (None for the two that are not asked), others "all"."""
-    if config.data.source == "toy":
-        return describe_prompt(text).kind
-    return HH_KINDS.get(subset) if set(subsets) & set(HH_KINDS) else "all"
-
-
-def pick_prompts(config: Config, test: PairStore, tok: Tokenizer, room: int) -> tuple[list[Prompt], dict]:
-    """Up to `eval.prompts_per_kind` distinct test prompts of each kind, in an order drawn by `eval.seed`, and how many of what.
-
-    Toy prompts are asked whole; of an HH dialogue only the first human turn is asked, since later turns lean on replies that
-    neither system gave. A prompt longer than `room` tokens is shortened from the left, its start token kept, and counted.
-    """
-    subsets = test.meta["subsets"]
-    kinds: dict[str, dict[str, list[int]]] = {}
-    shortened = cut_off = 0
-    for i in np.random.default_rng(config.eval.seed).permutation(len(test)):
-        text = tok.decode(test.row(int(i))[0][1:].tolist())
-        if not text.startswith(HUMAN):  # preparation shortened it: its first turn is no longer whole
-            cut_off += 1
-            continue
-        if config.data.source != "toy":
-            text = text[:text.index(ASSISTANT) + len(ASSISTANT)]
-        kind = kind_of(text, subsets[int(test.index["subset"][i])], subsets, config)
-        chosen = kinds.setdefault(kind, {}) if kind else {}
-        if kind is None or text in chosen or len(chosen) >= config.eval.prompts_per_kind:
-            continue
-        ids = list(encode_prompt(tok, text)[0])
-        if len(ids) > room:
-            ids, shortened = ids[:1] + ids[len(ids) - room + 1:], shortened + 1
-        chosen[text] = ids
-    order = [kind for kind in ("unsafe", "borderline", "helpful", "all") if kind in kinds]
-    prompts = [Prompt(f"{kind}-{n:04d}", kind, text, ids) for kind in order for n, (text, ids) in enumerate(kinds[kind].items())]
-    if not prompts:
-        raise UserError("the test split has no prompt to ask; prepare data with --data.test_fraction above 0.")
-    return prompts, {"kinds": {kind: len(kinds[kind]) for kind in order}, "shortened": shortened, "left_out_because_cut": cut_off}
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Everything that is asked of the models: prompts to answer, prompts to provoke with, pairs and texts to score."""
+    prompts: list[Prompt]
+    provoking: list[Prompt]
+    test: PairStore
+    pairs: np.ndarray
+    texts: dict  # name -> perplexity.Texts
+    counts: dict
 
 
-def spread(prompts: Sequence[Prompt], n: int) -> list[int]:
-    """The first n prompts taken in turn from every kind: a fixed rule, so that nobody can choose the samples."""
-    order = sorted(range(len(prompts)), key=lambda i: (int(prompts[i].id.rsplit("-", 1)[1]), i))
-    return order[:n]
-
-
-# ---- replies --------------------------------------------------------------------------------------------------------
-
-def answer(model: GPT, tok: Tokenizer, prompts: Sequence[Prompt], temperature: float, config: Config, device: Device, show: str,
-           plain: bool = False) -> list[Reply]:
-    """One reply per prompt. `plain` ignores top-k and top-p: draws from the model's own distribution."""
+def plan(config: Config, test: PairStore, tok: Tokenizer, block_size: int) -> Work:
+    """Choose prompts, pairs and texts, by `eval.seed`."""
     e = config.eval
-    token_bytes = [tok.token_bytes(i) for i in range(tok.vocab_size)]
-    replies = []
-    chunks = [prompts[i:i + 4 * e.batch_size] for i in range(0, len(prompts), 4 * e.batch_size)]
-    with device.autocast():
-        for chunk in tqdm(chunks, desc=show, leave=False):
-            for prompt, ids in zip(chunk, model.generate(
-                    [p.ids for p in chunk], max_new_tokens=e.max_new_tokens, eot_id=tok.eot_id, temperature=temperature,
-                    top_k=0 if plain else e.top_k, top_p=1.0 if plain else e.top_p, seed=e.seed, stop=HUMAN.encode(),
-                    token_bytes=token_bytes, batch_size=e.batch_size)):
-                text = tok.decode(ids)
-                # generate() leaves end-of-text out: it was reached if nothing else ended the reply
-                full = len(ids) >= e.max_new_tokens or len(prompt.ids) + len(ids) >= model.config.block_size
-                replies.append(Reply(clean_reply(text), list(map(int, ids)), not full and HUMAN not in text))
-    return replies
+    room = block_size - e.max_new_tokens
+    if room < 16:
+        raise UserError(f"--eval.max_new_tokens={e.max_new_tokens} leaves only {room} tokens of the block for the prompt.")
+    prompts, counts = from_store(config, test, tok, room, e.prompts_per_kind)
+    prompts += from_sets(e.prompt_sets, tok, room)
+    kinds = dict.fromkeys(prompt.group or prompt.kind for prompt in prompts)
+    counts["kinds"] = {kind: sum((prompt.group or prompt.kind) == kind for prompt in prompts) for kind in kinds}
+    provoking = to_provoke(config, prompts, tok, block_size - CONTINUATION_TOKENS if e.continuations else room)
+    counts["hash"] = digest([prompt.text for prompt in prompts])
+    pairs = np.sort(np.random.default_rng(e.seed).permutation(len(test))[:e.max_pairs or len(test)])
+    texts = {"whole transcripts": transcripts(test, np.sort(np.random.default_rng(e.seed).permutation(pairs)[:TRANSCRIPTS]), tok),
+             "general text": general(general_text(e.general_text), tok, block_size)}
+    return Work(prompts, provoking, test, pairs, texts, counts)
 
 
-def score_replies(model: GPT, tok: Tokenizer, prompts: Sequence[Prompt], replies: Sequence[Reply], config: Config,
-                  device: Device) -> np.ndarray:
-    """log p(reply | prompt) [n] in nats, end-of-text included where the reply reached it; the same code path as for pairs."""
-    with tempfile.TemporaryDirectory() as scratch:
-        with StoreWriter(Path(scratch) / "replies", tok.vocab_size) as writer:
-            for prompt, reply in zip(prompts, replies):
-                writer.add(prompt.ids, [0] * len(prompt.ids), reply.ids + [tok.eot_id] * reply.ended, [])
-            writer.close({})
-        store = PairStore(Path(scratch) / "replies")
-        return score_pairs(model, store, np.arange(len(store)), config.dpo.micro_tokens, device.autocast)[0]
+def ask_models(config: Config, folders: Mapping[str, Path], work: Work, tok: Tokenizer, device: Device, out: Path) -> dict[str, int]:
+    """Everything that needs a model: replies.jsonl, provoked.jsonl and pair_logps.npz; returns the models' sizes.
 
-
-def write_replies(path: Path, prompts: Sequence[Prompt], replies: measure.Replies, config: Config) -> None:
-    """replies.jsonl: one line per (prompt, system)."""
-    with open(path, "w", encoding="utf-8") as file:
-        for system, (_, _, temperature) in system_table(config).items():
-            for prompt, reply in zip(prompts, replies[system]):
-                row = {"system": system, "temperature": temperature, "seed": config.eval.seed, "id": prompt.id, "kind": prompt.kind,
-                       "prompt": prompt.text, "reply": reply.text, "ended": reply.ended, "ids": reply.ids}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def read_replies(path: Path) -> dict[str, list[Reply]]:
-    """The replies of a replies.jsonl by system, in its order of prompts."""
-    replies: dict[str, list[Reply]] = {}
-    with open(path, encoding="utf-8") as file:
-        for line in file:
-            row = json.loads(line)
-            replies.setdefault(row["system"], []).append(Reply(row["reply"], row["ids"], row["ended"]))
-    return replies
-
-
-# ---- the evaluation, top to bottom ----------------------------------------------------------------------------------
-
-def ask_models(config: Config, folders: Mapping[str, Path], prompts: Sequence[Prompt], test: PairStore, pairs: np.ndarray,
-               tok: Tokenizer, device: Device, out: Path) -> dict[str, int]:
-    """Everything that needs a model, one model in memory at a time: replies.jsonl and pair_logps.npz; returns their sizes.
-
-    pair_logps.npz: `pairs`, <stage>_chosen and <stage>_rejected [pairs]; own_<stage> [replies]: what DPO and SFT think of
-    replies drawn from DPO's unaltered distribution, for the KL.
+    pair_logps.npz: `pairs`; <stage>_chosen and <stage>_rejected [pairs]; <stage>_<texts> [texts]; kl_stepwise and kl_sampled
+    [replies]: two estimates of how far DPO is from SFT, on replies from DPO's unaltered distribution.
     """
-    systems, started = system_table(config), time.time()
+    systems, started, e = system_table(config), time.time(), config.eval
     replies: dict[str, list[Reply]] = {}
-    logps, parameters, own = {"pairs": pairs}, {}, []
-    asked = [prompts[i] for i in spread(prompts, KL_PROMPTS)]
-    for stage, folder in folders.items():  # DPO first: its own replies are scored by SFT too
+    provoked: dict[str, list[Reply]] = {}
+    logps, parameters, own = {"pairs": work.pairs}, {}, []
+    asked, policy = [work.prompts[i] for i in spread(work.prompts, KL_PROMPTS)], None
+    samples = [dataclasses.replace(p, id=f"{p.id}/{k}") for k in range(e.toxicity_samples or 1) for p in work.provoking]
+    for stage, folder in folders.items():  # DPO first: SFT is compared with it on its replies
         model = load_model(folder).to(device.device).eval()
         parameters[stage] = model.n_params()
         for key, (label, where, temperature) in systems.items():
             if where == stage:
-                replies[key] = answer(model, tok, prompts, temperature, config, device, label)
+                replies[key] = answer(model, tok, work.prompts, temperature, config, device, label)
+        if stage != "base" and work.provoking:
+            longest = CONTINUATION_TOKENS if e.continuations else 0
+            provoked[stage] = [reply for k in range(e.toxicity_samples or 1) for reply in answer(
+                model, tok, work.provoking, e.temperature, config, device, f"{stage}: sample {k + 1}", max_new_tokens=longest, sample_index=k)]
         if stage == "dpo":
-            own = answer(model, tok, asked, 1.0, config, device, "DPO at temperature 1", plain=True)
-        if stage != "base":
-            logps[f"own_{stage}"] = score_replies(model, tok, asked, own, config, device)
+            own, policy = answer(model, tok, asked, 1.0, config, device, "DPO at temperature 1", plain=True), model
+        if stage == "sft":
+            logps["kl_stepwise"], logps["kl_sampled"] = reply_kl(policy, model, asked, own, tok, config.dpo.micro_tokens, device)
+            policy = None  # from here on one model in memory
         logps[f"{stage}_chosen"], logps[f"{stage}_rejected"] = score_pairs(
-            model, test, pairs, config.dpo.micro_tokens, device.autocast, show=f"{stage}: test pairs")
-        print(f"{stage}: replies sampled and {len(pairs):,} pairs scored, {time.time() - started:.0f} s", flush=True)
-    write_replies(out / "replies.jsonl", prompts, replies, config)
+            model, work.test, work.pairs, config.dpo.micro_tokens, device.autocast, show=f"{stage}: test pairs")
+        for name, texts in work.texts.items():
+            logps[f"{stage}_{name}"] = score_texts(model, texts, tok, config.dpo.micro_tokens, device)
+        print(f"{stage}: replies sampled and {len(work.pairs):,} pairs scored, {time.time() - started:.0f} s", flush=True)
+    temperatures = {key: temperature for key, (_, _, temperature) in systems.items()}
+    write_replies(out / "replies.jsonl", work.prompts, {key: replies[key] for key in systems}, temperatures, e.seed)
+    write_replies(out / "provoked.jsonl", samples, provoked, temperatures, e.seed)
     np.savez(out / "pair_logps.npz", **logps)
     return parameters
 
 
+def provoked_texts(path: Path, prompts: int) -> dict[str, np.ndarray]:
+    """{system: [prompts, k] texts} of a provoked.jsonl."""
+    found: dict[str, list[str]] = {}
+    for row in read_rows(path):
+        found.setdefault(row["system"], []).append(row["reply"])
+    return {system: np.array(texts, dtype=object).reshape(-1, prompts).T for system, texts in found.items()}
+
+
+# ---- the evaluation, top to bottom ----------------------------------------------------------------------------------
+
 def main(argv: list[str]) -> None:
     """Evaluate one experiment (see the top of this file)."""
     started, config = time.time(), load_config(argv)
-    e, toy = config.eval, config.data.source == "toy"
+    e = config.eval
     folders = find_stages(config)
     root = find_pairs(config, folders)
     toxicity.wanted_scorers(e.toxicity)  # a misspelt setting should stop here, not after the replies
@@ -216,18 +168,16 @@ def main(argv: list[str]) -> None:
     tok, train, test = load_tokenizer(str(folders["dpo"])), PairStore(root / "train"), PairStore(root / "test")
     if tok.hash != test.meta["tokenizer"]["hash"]:
         raise UserError(f"the tokenizer in {folders['dpo']} is not the one the data in {root} was prepared with.")
-    room = json.loads((folders["dpo"] / "config.json").read_text())["n_positions"] - e.max_new_tokens
-    if room < 16:
-        raise UserError(f"--eval.max_new_tokens={e.max_new_tokens} leaves only {room} tokens of the block for the prompt.")
-    prompts, counts = pick_prompts(config, test, tok, room)
-    pairs = np.sort(np.random.default_rng(e.seed).permutation(len(test))[:e.max_pairs or len(test)])
-    print(f"{len(prompts):,} distinct test prompts ({', '.join(f'{n} {kind}' for kind, n in counts['kinds'].items())}), "
-          f"{len(pairs):,} test pairs; {device.device.type} {str(device.dtype)[6:]} ({device.reason})", flush=True)
+    work = plan(config, test, tok, json.loads((folders["dpo"] / "config.json").read_text())["n_positions"])
+    print(f"{len(work.prompts):,} prompts ({', '.join(f'{n} {kind}' for kind, n in work.counts['kinds'].items())}), "
+          f"{len(work.pairs):,} test pairs; {device.device.type} {str(device.dtype)[6:]} ({device.reason})", flush=True)
 
     # 1. what needs a model
     out = config.run_dir / "eval"
     out.mkdir(parents=True, exist_ok=True)
-    parameters = ask_models(config, folders, prompts, test, pairs, tok, device, out)
+    for old in out.glob("judged_*.json"):  # verdicts on replies that are about to be replaced
+        old.unlink()
+    parameters = ask_models(config, folders, work, tok, device, out)
 
     # 2. figures, from what was just saved
     replies = read_replies(out / "replies.jsonl")
@@ -235,37 +185,67 @@ def main(argv: list[str]) -> None:
         logps = dict(saved)
     systems = system_table(config)
     labels = {key: label for key, (label, _, _) in systems.items()}
-    values, metrics, scores, missing = measure.measure_replies(prompts, replies, config, device.device.type)
-    by_stage = {stage: (logps[f"{stage}_chosen"], logps[f"{stage}_rejected"]) for stage in folders}
+    provoked = provoked_texts(out / "provoked.jsonl", len(work.provoking)) if work.provoking else {}
+    m = measure.measure_replies(work.prompts, replies, provoked, config, device.device.type)
+    np.savez_compressed(out / "values.npz", **{f"{system}/{key}": column for system, columns in m.values.items() for key, column in columns.items()})
     trained = read_run(folders["dpo"])["config"]  # what was trained, not what this command line would train
-    beta = trained["dpo"]["beta"]
-    if not toy:
-        missing.append({"metric": "win rate of DPO against SFT", "reason": "real text has no exact judge; "
-                        "people can fill in pairwise_preferences_for_annotation.csv"})
+    by_stage = {stage: (logps[f"{stage}_chosen"], logps[f"{stage}_rejected"]) for stage in folders}
     summary = {
-        "name": config.name, "facts": facts(config, folders, parameters, tok, root, test, counts, device),
+        "name": config.name, "facts": facts(config, folders, parameters, tok, root, test, work.counts, device),
         "systems": {key: dict(zip(("label", "stage", "temperature"), row)) for key, row in systems.items()},
-        "metrics": tables.metric_rows(values, metrics, e.bootstrap, e.seed),
-        "comparisons": [tables.comparison_rows(values, metrics, first, "dpo", e.bootstrap, e.seed)
+        "metrics": tables.metric_rows(m.values, m.metrics, e.bootstrap, e.seed),
+        "comparisons": [tables.comparison_rows(m.values, m.metrics, first, "dpo", e.bootstrap, e.seed)
                         for first in systems if first.startswith("sft")],
-        "win_rates": measure.win_rates(prompts, replies, labels, train, tok) if toy else [],
-        "reward_accuracy": measure.reward_accuracy(test, pairs, train, by_stage, tok, beta, toy, e.bootstrap, e.seed),
-        "perplexity": measure.perplexity_rows(test, pairs, by_stage, tok, e.bootstrap, e.seed),
-        "kl": stats.mean(quality.kl_samples(logps["own_dpo"], logps["own_sft"]), e.bootstrap, e.seed).to_dict(),
-        "not_measured": missing, "config": without_local_paths(trained | {"eval": dataclasses.asdict(config.eval)})}
+        "toxicity_categories": tables.category_rows(m.scores, e.bootstrap, e.seed),
+        "win_rates": judge.oracle_win_rates(work.prompts, replies, labels, pair_texts(train, np.arange(len(train)), tok), e.bootstrap, e.seed)
+        if config.data.source == "toy" else [],
+        "reward_accuracy": reward_accuracy(test, work.pairs, train, by_stage, tok, trained["dpo"]["beta"], config.data.source == "toy",
+                                           e.bootstrap, e.seed),
+        "perplexity": perplexity_rows(config, work, logps, list(folders), tok),
+        "kl": {name: stats.mean(logps[f"kl_{name}"], e.bootstrap, e.seed).to_dict() for name in ("stepwise", "sampled")},
+        "health": health.examine(config.run_dir / "dpo") if not e.policy else [],
+        "not_measured": m.missing, "config": without_local_paths(trained | {"eval": dataclasses.asdict(config.eval)})}
+    summary["facts"]["provoked"] = {"prompts": len(work.provoking), "samples": e.toxicity_samples or 1, "continuations": bool(e.continuations)}
 
     # 3. files for people
     plots.training_curves(config.run_dir, out / "training_curves.png")
     plots.toxicity_distribution(
-        out / "toxicity_distribution.png", insult_shares(prompts, values, labels),
-        {scorer: {labels[system]: found for system, found in by_system.items()} for scorer, by_system in scores.items()},
-        [f"{m['metric']}: {m['reason']}" for m in missing if m["metric"].startswith("toxicity")])
-    write_sheets(out, prompts, replies, labels, e.seed)
-    annotation.write_comparison(out, summary["metrics"], labels, summary["comparisons"][0], missing)
+        out / "toxicity_distribution.png", insult_shares(work.prompts, m.values, labels),
+        {scorer: {labels[system]: found["toxicity"] for system, found in by_system.items()} for scorer, by_system in m.scores.items()},
+        [f"{missing['metric']}: {missing['reason']}" for missing in m.missing if missing["metric"].startswith("toxicity")])
+    write_sheets(out, work.prompts, replies, labels, e.seed)
+    annotation.write_comparison(out, summary["metrics"], labels, summary["comparisons"][0], m.missing)
     summary["facts"] |= {"seconds": round(time.time() - started, 1), "peak_memory_gb": round(peak_memory_gb(device.device), 2)}
     write_json(out / "results_summary.json", summary)
+    reward = find_checkpoint(config.run_dir / "reward" / "best")
+    if reward:
+        judge.by_reward_model(out, reward, test=PairStore(root / "test"))
     report.write_report(out)
     print(f"\n{report.terminal_table(summary)}\n\nreport: {out / 'report.html'} ({time.time() - started:.0f} s)")
+
+
+def perplexity_rows(config: Config, work: Work, logps: Mapping[str, np.ndarray], stages: Sequence[str], tok: Tokenizer) -> list[dict]:
+    """Held-out chosen and rejected replies, the chosen ones on helpful prompts, whole transcripts, general text."""
+    e, index = config.eval, work.test.index
+    n_bytes = [count_bytes([work.test.row(int(i))[2 + side] for i in work.pairs], tok) for side in (0, 1)]
+    kinds = helpful_pairs(config, work, tok)
+    rows = []
+    for text, side, kept in (("chosen replies", 0, slice(None)), ("rejected replies", 1, slice(None)), ("chosen replies, helpful prompts", 0, kinds)):
+        branch = ("chosen", "rejected")[side]
+        if isinstance(kept, slice) or kept.any():
+            rows.append(perplexity_row(text, {stage: logps[f"{stage}_{branch}"][kept] for stage in stages},
+                                       index[branch][work.pairs].astype(np.int64)[kept], n_bytes[side][kept], e.bootstrap, e.seed))
+    for name, texts in work.texts.items():
+        rows.append(perplexity_row(name, {stage: logps[f"{stage}_{name}"] for stage in stages}, np.array([len(ids) for ids in texts.ids]),
+                                   texts.n_bytes, e.bootstrap, e.seed))
+    return rows
+
+
+def helpful_pairs(config: Config, work: Work, tok: Tokenizer) -> np.ndarray:
+    """Which of the scored pairs have a helpful prompt [pairs] bool."""
+    subsets, toy = work.test.meta["subsets"], config.data.source == "toy"
+    return np.array([kind_of(tok.decode(work.test.row(int(i))[0][1:].tolist()) if toy else "", subsets[int(work.test.index["subset"][i])], subsets, toy)
+                     == "helpful" for i in work.pairs])
 
 
 def facts(config: Config, folders: Mapping[str, Path], parameters: Mapping[str, int], tok: Tokenizer, root: Path, test: PairStore,
@@ -275,7 +255,8 @@ def facts(config: Config, folders: Mapping[str, Path], parameters: Mapping[str, 
     for stage, folder in folders.items():
         run, last = read_run(folder), find_checkpoint(folder.parent / "last")
         finished = last is None or read_run(last)["finished"]  # a lone checkpoint (dpo.init_from) has no last/ beside it
-        stages[stage] = {"folder": without_local_paths(str(folder)), "parameters": parameters[stage], "finished": finished}
+        stages[stage] = {"folder": without_local_paths(str(folder)), "parameters": parameters[stage], "finished": finished,
+                         "weights": file_hash(folder / "model.safetensors")}
         stages[stage] |= {key: run.get(key) for key in ("step", "best", "git_commit", "versions")}
     sizes = {split: len(PairStore(root / split)) for split in ("train", "val", "test")}
     return {"evaluated": datetime.now(timezone.utc).isoformat(timespec="seconds"), "git_commit": git_commit(),

@@ -22,8 +22,8 @@ LEVEL = 0.95
 class Interval:
     """An estimate with its interval: `n` units, how it was made, and the seed when chance was used.
 
-    `low` or `high` is None where the interval has no end on that side (a relative change over a baseline that is
-    zero in more than 2.5 % of the resamples).
+    `low` or `high` is None where the interval has no end on that side (a relative change over a baseline that is zero in more than
+    2.5 % of the resamples; an extreme quantile of few values). Both are None where nothing can be said: not one unit differed.
     """
     value: float
     low: float | None
@@ -67,13 +67,64 @@ def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
     return Interval(p, low, high, n, "Wilson")
 
 
+def exact(successes: int, n: int, level: float = LEVEL) -> Interval:
+    """Clopper-Pearson interval for a proportion (1934): never covers less than it says, and is wider than Wilson's for it."""
+    if n <= 0 or not 0 <= successes <= n:
+        raise ValueError(f"need 0 <= successes <= n and n > 0, got {successes} of {n}")
+    low, high = _scipy_stats().binomtest(successes, n).proportion_ci(level, method="exact")
+    return Interval(successes / n, float(low), float(high), n, "Clopper-Pearson")
+
+
+def paired_shares(a: Sequence[float], b: Sequence[float], level: float = LEVEL) -> Interval:
+    """mean(b) - mean(a) for 0/1 values of the same n units: the score interval for paired proportions.
+
+    Newcombe (Stat. Med. 17:2635, 1998), method 10: Wilson's limits of both shares, put together with their correlation phi. It
+    has a width even when no unit differs, which a bootstrap has not.
+    """
+    a, b = _as_columns(a, b).T
+    n, p, q = len(a), wilson(int(a.sum()), len(a), level), wilson(int(b.sum()), len(b), level)
+    both, only_a, only_b = (int(cell.sum()) for cell in (a * b, a * (1 - b), (1 - a) * b))
+    neither = n - both - only_a - only_b
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    cross = both * neither - only_a * only_b
+    # a correction for continuity of the correlation, in one direction only: see the paper
+    phi = (max(cross - n / 2, 0.0) if cross > 0 else cross) / math.sqrt(margins) if margins else 0.0
+
+    def half(p_end: float, q_end: float) -> float:
+        return math.sqrt(max(0.0, p_end**2 - 2 * phi * p_end * q_end + q_end**2))
+    value = q.value - p.value
+    low = value - half(p.high - p.value, q.value - q.low)
+    high = value + half(p.value - p.low, q.high - q.value)
+    return Interval(value, low, high, n, "Newcombe, paired")
+
+
+def quantile(values: Sequence[float], q: float, level: float = LEVEL) -> Interval:
+    """The q-quantile with a distribution-free interval between two order statistics (Conover 1999, ch. 3.2).
+
+    The number of values below the true quantile is binomial(n, q), whatever the distribution. An end is None where even the
+    smallest or largest value does not bound it surely enough.
+    """
+    x = np.sort(_as_columns(values)[:, 0])
+    n, binom = len(x), _scipy_stats().binom
+    low = int(binom.ppf((1 - level) / 2, n, q)) - 1  # 0-based rank; P(fewer than low + 1 values lie below) <= 2.5 %
+    high = int(binom.ppf((1 + level) / 2, n, q))
+    return Interval(float(np.quantile(x, q)), float(x[low]) if low >= 0 else None, float(x[high]) if high < n else None, n, "order statistics")
+
+
+def maximum(values: Sequence[float]) -> Interval:
+    """The largest of n values. Nothing in a sample bounds the population's maximum from above, so that end is None."""
+    x = _as_columns(values)[:, 0]
+    return Interval(float(x.max()), float(x.max()), None, len(x), "largest seen")
+
+
 def bootstrap(columns: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 10_000,
-              seed: int = 0, level: float = LEVEL) -> Interval:
-    """Percentile bootstrap of a function of column means (Efron & Tibshirani 1993, ch. 13).
+              seed: int = 0, level: float = LEVEL, method: str = "percentile") -> Interval:
+    """Bootstrap of a function of column means: percentile (Efron & Tibshirani 1993, ch. 13), or "bca" (Efron 1987).
 
     columns: k arrays [n], one entry per unit; a resample draws n units with replacement, all columns together, so that
         pairing within a unit is kept.
     statistic: maps means [r, k] to values [r]; +inf marks a resample where it is undefined (see `relative_change`).
+    BCa shifts the two quantiles by the bias of the resamples and by how the error changes with the value (acceleration).
     """
     table = _as_columns(*columns)
     n = len(table)
@@ -82,9 +133,25 @@ def bootstrap(columns: Sequence[np.ndarray], statistic: Callable[[np.ndarray], n
     if not math.isfinite(value):
         raise ValueError("the statistic is undefined on the sample itself (a zero denominator)")
     # order statistics, not interpolation: with +inf among them, inf - inf would make a NaN
-    low, high = np.quantile(statistic(means), [(1 - level) / 2, (1 + level) / 2], method="inverted_cdf")
+    drawn, quantiles, name = statistic(means), np.array([(1 - level) / 2, (1 + level) / 2]), "bootstrap"
+    if method == "bca":
+        quantiles, name = _bca_quantiles(quantiles, drawn, value, statistic((n * table.mean(axis=0) - table) / max(1, n - 1)))
+    low, high = np.quantile(drawn, quantiles, method="inverted_cdf")
     ends = [float(end) if math.isfinite(end) else None for end in (low, high)]
-    return Interval(value, *ends, n, f"bootstrap, {resamples:,} resamples", seed)
+    return Interval(value, *ends, n, f"{name}, {resamples:,} resamples", seed)
+
+
+def _bca_quantiles(quantiles: np.ndarray, drawn: np.ndarray, value: float, left_out: np.ndarray) -> tuple[np.ndarray, str]:
+    """The corrected quantiles (Efron & Tibshirani 1993, eq. 14.10) from the resamples [r] and the n leave-one-out values [n]."""
+    normal = NormalDist()
+    below = ((drawn < value).sum() + 0.5 * (drawn == value).sum()) / len(drawn)
+    spread = left_out.mean() - left_out
+    scale = (spread**2).sum() ** 1.5
+    if not 0 < below < 1 or not scale > 0 or not np.isfinite(left_out).all():
+        return quantiles, "bootstrap (BCa undefined)"
+    bias, acceleration = normal.inv_cdf(below), (spread**3).sum() / (6 * scale)
+    shifted = np.array([bias + normal.inv_cdf(q) for q in quantiles])
+    return np.array([normal.cdf(bias + z / (1 - acceleration * z)) for z in shifted]), "BCa bootstrap"
 
 
 def _resampled_means(table: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -103,8 +170,8 @@ def _resampled_means(table: np.ndarray, resamples: int, rng: np.random.Generator
 
 
 def mean(values: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The mean of n values with its bootstrap interval."""
-    return bootstrap([np.asarray(values)], lambda m: m[:, 0], resamples, seed)
+    """The mean of n values with its BCa bootstrap interval, the better one for skewed values (results/coverage)."""
+    return bootstrap([np.asarray(values)], lambda m: m[:, 0], resamples, seed, method="bca")
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
@@ -113,8 +180,15 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], resamples:
 
 
 def mean_difference(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """mean(b) - mean(a) for paired samples; for 0/1 arrays it is the paired difference of proportions."""
+    """mean(b) - mean(a) for paired samples; for 0/1 arrays the difference of proportions (`paired_shares`).
+
+    Where not one pair differs there is nothing to resample, and a width of zero would claim certainty: both ends are None.
+    """
     a, b = _as_columns(a, b).T
+    if np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
+        return paired_shares(a, b)
+    if (a == b).all():
+        return Interval(0.0, None, None, len(a), "no pair differed: not estimable", seed)
     return mean(b - a, resamples, seed)
 
 
@@ -222,3 +296,33 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, p_values[index] * (len(p_values) - rank)))
         corrected[index] = running
     return corrected
+
+
+# ---- how many do I need? --------------------------------------------------------------------------------------------
+
+def power_of(n: int, p: float, null: float = 0.5, alpha: float = 0.05) -> float:
+    """Probability that the exact two-sided sign test of n decided pairs rejects `null` at `alpha` when the true win rate is p."""
+    if n <= 0 or not (0 < p < 1 and 0 < null < 1 and 0 < alpha < 1):
+        raise ValueError(f"need n > 0 and p, null, alpha in (0, 1); got {n}, {p}, {null}, {alpha}")
+    binom, wins = _scipy_stats().binom, np.arange(n + 1)
+    null_mass = binom.pmf(wins, n, null)
+    order = np.argsort(null_mass, kind="stable")
+    # the two-sided p of an outcome: the mass of all outcomes that are as unlikely or more
+    cumulative = np.cumsum(null_mass[order])
+    ranks = np.searchsorted(null_mass[order], null_mass * (1 + 1e-7), side="right") - 1
+    return float(binom.pmf(wins, n, p)[cumulative[ranks] <= alpha].sum())
+
+
+def pairs_needed(p: float = 0.6, null: float = 0.5, power: float = 0.8, alpha: float = 0.05) -> int:
+    """Decided pairs needed to see a win rate of p against `null` with the given power, by the exact sign test.
+
+    The smallest n from which the power never again falls below the wish (it goes up in a saw-tooth).
+    """
+    if p == null:
+        raise ValueError("a difference of zero cannot be seen with any number of pairs")
+    z = NormalDist()
+    rough = ((z.inv_cdf(1 - alpha / 2) * math.sqrt(null * (1 - null)) + z.inv_cdf(power) * math.sqrt(p * (1 - p))) / (p - null)) ** 2
+    n = math.ceil(1.3 * rough) + 20  # well beyond the normal approximation, then back while it still suffices
+    while n > 1 and power_of(n - 1, p, null, alpha) >= power:
+        n -= 1
+    return n

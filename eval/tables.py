@@ -9,15 +9,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval import stats
+from eval.coverage import skew_class, true_coverage
 from eval.stats import Interval
 
 Values = Mapping[str, Mapping[str, np.ndarray]]  # system -> metric key -> [prompts]
 
 
+NARROW = 0.90  # an interval whose simulated coverage is below this is marked
+QUANTILES = {"median": 0.5, "p95": 0.95}
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A row of the table. form: "share" of 0/1 values, "mean", or "sd" (standard deviation, which gets no paired test).
-    better: +1 up, -1 down, 0 neither."""
+    """A row of the table. form: "share" of 0/1 values, "mean", or "sd" (standard deviation), "median", "p95", "max", which get no
+    paired test. better: +1 up, -1 down, 0 neither."""
     key: str
     label: str
     form: str = "share"
@@ -26,15 +31,26 @@ class Metric:
 
 
 def figure(values: np.ndarray, metric: Metric, resamples: int, seed: int) -> Interval:
-    """The metric's value over the replies it applies to: Wilson interval for shares, bootstrap otherwise."""
+    """The metric's value over the units it applies to: Wilson interval for shares, order statistics for quantiles, bootstrap otherwise."""
     values = values[~np.isnan(values)]
     if metric.form == "share":
         if not np.isin(values, (0, 1)).all():
             raise ValueError(f"{metric.key} is a share but has values other than 0 and 1")
         return stats.wilson(int(values.sum()), len(values))
+    if metric.form in QUANTILES:
+        return stats.quantile(values, QUANTILES[metric.form])
+    if metric.form == "max":
+        return stats.maximum(values)
     if metric.form == "sd":
         return stats.bootstrap([values, values**2], lambda m: np.sqrt(np.maximum(m[:, 1] - m[:, 0] ** 2, 0)), resamples, seed)
     return stats.mean(values, resamples, seed)
+
+
+def coverage_of(values: np.ndarray, form: str, interval: Mapping) -> float | None:
+    """Simulated coverage of an interval made from these values (NaN left out); None where it was not simulated."""
+    values = values[~np.isnan(values)]
+    shape = {"share": "share", "mean": skew_class(values), "max": "maximum"}.get(form, form)
+    return true_coverage(shape, interval["method"], len(values))
 
 
 def compare(a: np.ndarray, b: np.ndarray, metric: Metric, resamples: int, seed: int) -> dict | None:
@@ -46,7 +62,10 @@ def compare(a: np.ndarray, b: np.ndarray, metric: Metric, resamples: int, seed: 
     if not both.any():
         return None
     a, b = a[both], b[both]
-    result = {"difference": stats.mean_difference(a, b, resamples, seed).to_dict()}
+    difference = stats.mean_difference(a, b, resamples, seed).to_dict()
+    shares = metric.form == "share"
+    covered = true_coverage("paired shares", difference["method"], len(a)) if shares else coverage_of(b - a, "mean", difference)
+    result = {"difference": difference | {"coverage": covered}}
     if metric.form == "share":
         result["p"], result["only_first"], result["only_second"] = stats.mcnemar(a, b)
         result["test"] = "McNemar, exact"
@@ -61,12 +80,17 @@ def compare(a: np.ndarray, b: np.ndarray, metric: Metric, resamples: int, seed: 
 
 
 def metric_rows(values: Values, metrics: Sequence[Metric], resamples: int, seed: int) -> list[dict]:
-    """One row per metric: {"key", "label", "form", "better", "values": {system: Interval as dict}}; a metric that applies
-    to no reply of a system has no entry for it."""
+    """One row per metric: {"key", "label", "form", "better", "values": {system: Interval as dict, with its simulated coverage}}; a
+    metric that applies to no reply of a system has no entry for it, one that applies to none at all has no row."""
     rows = []
     for metric in metrics:
-        cells = {system: figure(columns[metric.key], metric, resamples, seed).to_dict() for system, columns in values.items()
-                 if metric.key in columns and not np.isnan(columns[metric.key]).all()}
+        cells = {}
+        for system, columns in values.items():
+            if metric.key in columns and not np.isnan(columns[metric.key]).all():
+                cell = figure(columns[metric.key], metric, resamples, seed).to_dict()
+                cells[system] = cell | {"coverage": coverage_of(columns[metric.key], metric.form, cell)}
+        if not cells:
+            continue
         rows.append({"key": metric.key, "label": metric.label, "form": metric.form, "better": metric.better, "values": cells})
     return rows
 
@@ -75,7 +99,7 @@ def comparison_rows(values: Values, metrics: Sequence[Metric], first: str, secon
     """All metrics of system `second` minus system `first`; p corrected over the tests of this comparison."""
     rows = []
     for metric in metrics:
-        if metric.form != "sd" and metric.key in values[first] and metric.key in values[second]:
+        if metric.form in ("share", "mean") and metric.key in values[first] and metric.key in values[second]:
             found = compare(values[first][metric.key], values[second][metric.key], metric, resamples, seed)
             if found is not None:
                 rows.append({"key": metric.key, "label": metric.label, "form": metric.form, "better": metric.better, **found})
@@ -83,6 +107,13 @@ def comparison_rows(values: Values, metrics: Sequence[Metric], first: str, secon
     for row, by_holm, by_bonferroni in zip(rows, stats.holm(p_values), stats.bonferroni(p_values)):
         row |= {"p_holm": by_holm, "p_bonferroni": by_bonferroni}
     return {"first": first, "second": second, "rows": rows}
+
+
+def category_rows(scores: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], resamples: int, seed: int) -> list[dict]:
+    """Mean of every category of every classifier: [{"scorer", "rows": [{"category", "values": {system: Interval as dict}}]}]."""
+    return [{"scorer": scorer, "rows": [
+        {"category": category, "values": {system: stats.mean(found[category], resamples, seed).to_dict() for system, found in by_system.items()}}
+        for category in next(iter(by_system.values()))]} for scorer, by_system in scores.items()]
 
 
 # ---- plain text -----------------------------------------------------------------------------------------------------
@@ -99,12 +130,16 @@ def number(value: float | None, form: str = "mean") -> str:
 
 
 def with_interval(cell: Mapping | None, form: str = "mean", signed: bool = False) -> str:
-    """"12.3 % [9.1, 16.0]", with a sign for differences; "not measured" for None."""
+    """"12.3 % [9.1, 16.0]", with a sign for differences; "not measured" for None; † behind an interval known to be too narrow;
+    [?, ?] for one that cannot be estimated."""
     if cell is None:
         return "not measured"
     sign = "+" if signed and cell["value"] >= 0 else ""
     unit = (" points" if signed else " %") if form == "share" else ""
-    return f"{sign}{number(cell['value'], form)}{unit} [{number(cell['low'], form)}, {number(cell['high'], form)}]"
+    narrow = "†" if (cell.get("coverage") or 1.0) < NARROW else ""
+    if cell["low"] is None and cell["high"] is None:
+        return f"{sign}{number(cell['value'], form)}{unit} [?, ?]"
+    return f"{sign}{number(cell['value'], form)}{unit} [{number(cell['low'], form)}, {number(cell['high'], form)}]{narrow}"
 
 
 def p_value(p: float) -> str:

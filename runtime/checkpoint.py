@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from model import GPT, save_model
+from reward_model import RewardModel, save_reward_model
 from runtime.config import ROOT
-from runtime.errors import UserError
+from runtime.errors import UserError, is_disk_full
 from tokenizer import Tokenizer
 
 CARD = """---
@@ -44,13 +45,13 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def save_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer, run: dict[str, Any], state: dict[str, Any] | None = None) -> None:
+def save_checkpoint(folder: Path, model: GPT | RewardModel, tokenizer: Tokenizer, run: dict[str, Any], state: dict[str, Any] | None = None) -> None:
     """Write model, tokenizer, card, run.json and (with `state`) train_state.pt as one folder that is either whole or absent."""
     tmp = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(tmp, ignore_errors=True)
     tmp.mkdir(parents=True)
     try:
-        save_model(model, tmp, tokenizer.eot_id)
+        (save_reward_model if isinstance(model, RewardModel) else save_model)(model, tmp, tokenizer.eot_id)
         tokenizer.save(tmp, model.config.block_size)
         (tmp / "README.md").write_text(CARD.format(params=model.n_params(), stage=run["stage"], step=run["step"]))
         if state is not None:
@@ -58,8 +59,7 @@ def save_checkpoint(folder: Path, model: GPT, tokenizer: Tokenizer, run: dict[st
         (tmp / "run.json").write_text(json.dumps(run, indent=1))
     except Exception as e:
         shutil.rmtree(tmp, ignore_errors=True)
-        # torch and safetensors wrap the system's error in their own; a quota or a file-size limit says "too large"
-        if any(words in str(e) for words in ("No space left", "File too large", "quota", "unexpected pos", "PytorchStreamWriter")):
+        if is_disk_full(e):
             raise UserError(f"the disk is full, {folder} could not be written; the last good checkpoint is intact: free space and run "
                             "the same command.") from e
         raise

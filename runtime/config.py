@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTIONS = ("model", "data", "base", "sft", "dpo", "eval")
+SECTIONS = ("model", "data", "base", "sft", "dpo", "reward", "eval")
 
 
 def opt(default: Any, meaning: str) -> Any:
@@ -48,7 +48,7 @@ class DataConfig:
     test_fraction: float = opt(0.10, "share of conversations held out for testing when the source has no such split")
     max_rows: int = opt(0, "use only the first rows of each source file; 0 = all")
     skip_bad: bool = opt(False, "count malformed lines instead of stopping at the first")
-    toy_control: str = opt("none", "none | shuffled | flipped | no_overrefusal: the toy corpus's controls")
+    toy_control: str = opt("none", "none | shuffled | flipped | no_overrefusal | clean: the toy corpus's controls")
     text_source: str = opt("", "plain text and dialogues for the base stage: folder or files; hub; empty = pair dialogues only")
     text_dataset: str = opt("Salesforce/wikitext:wikitext-103-raw-v1", "Hub data set used when text_source is hub")
     text_max_mb: float = opt(0.0, "read at most this much plain text in total, evenly from all files; 0 = all")
@@ -92,6 +92,12 @@ class DPOConfig(TrainConfig):
     beta: float = opt(0.1, "strength of the tie to the reference")
     label_smoothing: float = opt(0.0, "cdpo: assumed share of flipped labels")
     penalty: float = opt(5.0, "dpop: lambda, weight on the fall of the chosen log-prob")
+    watch_prompts: int = opt(48, "validation prompts the policy answers at each validation, for the health panel; 0 = off")
+
+
+@dataclass
+class RewardConfig(TrainConfig):
+    init_from: str = opt("", "the reward model's body; empty = the experiment's own SFT checkpoint")
 
 
 @dataclass
@@ -104,6 +110,11 @@ class EvalConfig:
     top_p: float = opt(1.0, "nucleus sampling mass; 1 = all")
     batch_size: int = opt(64, "prompts generated together")
     seed: int = opt(0, "seed of sampling and resampling")
+    prompt_sets: list[str] = opt([], "further prompts: own | xstest:FILE | advbench:FILE | simplesafetytests:FILE | any CSV or JSONL file")
+    continuations: str = opt("", "openings to be continued, in RealToxicityPrompts' layout; empty = toxicity of replies only")
+    toxicity_samples: int = opt(0, "samples per prompt for the expected maximum toxicity; 0 = off, 25 in the literature")
+    toxicity_prompts: int = opt(100, "openings (or unsafe prompts) that are sampled so often; 0 = all")
+    general_text: str = opt("", "text file for perplexity on general text; empty = the project's own forty paragraphs")
     toxicity: str = opt("lexicon", "lexicon | detoxify:original | detoxify:unbiased | detoxify:original-small | both")
     detoxify_checkpoint: str = opt("", "local Detoxify checkpoint file")
     detoxify_folder: str = opt("", "folder with the base model's config and tokenizer for that checkpoint")
@@ -129,6 +140,7 @@ class Config:
     base: BaseConfig = field(default_factory=BaseConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
     dpo: DPOConfig = field(default_factory=DPOConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     @property

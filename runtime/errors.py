@@ -8,6 +8,16 @@ class UserError(Exception):
     """Something the user can mend. The message is one sentence that says what is wrong and what to do."""
 
 
+def is_disk_full(error: BaseException) -> bool:
+    """True for the ways a file system says that there is no room: full, over quota, or over the largest file allowed.
+
+    torch and safetensors wrap the system's error in their own, of which only the words are left.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(words in str(error) for words in ("No space left", "File too large", "quota", "unexpected pos", "PytorchStreamWriter"))
+
+
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Run a script's `main(argv)`; turn what a user can mend into one sentence (on a line below any progress bar) and a non-zero exit."""
     try:
@@ -16,7 +26,7 @@ def run_main(main: Callable[[list[str]], None]) -> None:
         print(f"\nerror: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if is_disk_full(e):
             print("\nerror: the disk is full; what was saved before is intact: free some space and run the same command again.",
                   file=sys.stderr)
             sys.exit(2)

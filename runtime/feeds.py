@@ -4,17 +4,16 @@
     python -m runtime.feeds out/toy --to wandb --project mine   one W&B run per stage (WANDB_MODE=offline works)
 """
 import argparse
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.errors import UserError, run_main
+from runtime.run import read_metrics
 
 
-def read_metrics(stage: Path) -> Iterator[tuple[int, dict[str, float]]]:
+def named_values(stage: Path) -> Iterator[tuple[int, dict[str, float]]]:
     """(step, {"train/loss": ..., ...}) per line of <stage>/metrics.jsonl, without what was not measured."""
-    for line in (stage / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in read_metrics(stage / "metrics.jsonl"):
         yield row["step"], {f"{row['split']}/{k}": v for k, v in row.items() if k not in ("step", "split") and v is not None}
 
 
@@ -34,7 +33,7 @@ def main(argv: list[str]) -> None:
             except ImportError:
                 raise UserError("TensorBoard is not installed: pip install tensorboard") from None
             with SummaryWriter(str(a.experiment / "tensorboard" / stage.name)) as writer:
-                for step, values in read_metrics(stage):
+                for step, values in named_values(stage):
                     for name, value in values.items():
                         writer.add_scalar(name, value, step)
         else:
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> None:
             except ImportError:
                 raise UserError("Weights & Biases is not installed: pip install wandb") from None
             with wandb.init(project=a.project, name=f"{a.experiment.name}-{stage.name}", dir=str(a.experiment)) as run:
-                for step, values in read_metrics(stage):
+                for step, values in named_values(stage):
                     run.log(values, step=step)
     print(f"{len(stages)} stages of {a.experiment} written to {a.to}.")
 

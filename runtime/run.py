@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from data.store import find_data
 from model import GPT, GPTConfig, load_model
+from reward_model import RewardModel
 from runtime.checkpoint import find_checkpoint, git_commit, load_state, read_run, rng_state, save_checkpoint, set_rng_state, versions
 from runtime.config import ROOT, Config
 from runtime.device import peak_memory_gb
@@ -20,9 +22,10 @@ from tokenizer import Tokenizer
 
 # every line of every metrics.jsonl has these keys; what a stage does not measure is null
 KEYS = ("step", "split", "loss", "lr", "grad_norm", "tokens", "seconds", "skipped_steps", "rewards/chosen", "rewards/rejected", "rewards/margin",
-        "rewards/accuracy", "logps/chosen", "logps/rejected")
-SCRIPTS = {"base": "train_sft.py --stage=base", "sft": "train_sft.py", "dpo": "train_dpo.py"}
-HARMLESS = ("micro_tokens", "log_every", "save_every")  # settings that may change between a kill and the resume
+        "rewards/accuracy", "logps/chosen", "logps/rejected", "replies/words", "replies/ended", "replies/repetition", "replies/kl",
+        "replies/well_formed", "replies/helpful_correct")
+SCRIPTS = {"base": "train_sft.py --stage=base", "sft": "train_sft.py", "dpo": "train_dpo.py", "reward": "train_reward.py"}
+HARMLESS = ("micro_tokens", "log_every", "save_every", "watch_prompts")  # settings that may change between a kill and the resume
 
 
 def run_stage(script: str, argv: list[str], why: str) -> None:
@@ -38,7 +41,7 @@ def run_stage(script: str, argv: list[str], why: str) -> None:
 
 def fingerprint(config: Config, stage: str, documents: Path) -> dict[str, Any]:
     """What a stage's result depends on: its settings and those of the stages it builds on, the seed, and the prepared data."""
-    sections = {"base": ("model", "data", "base"), "sft": ("model", "data", "sft"), "dpo": ("model", "data", "dpo")}[stage]
+    sections = {"base": ("model", "data", "base"), "sft": ("model", "data", "sft"), "dpo": ("model", "data", "dpo"), "reward": ("model", "data", "reward")}[stage]
     if stage == "sft" and config.base.enabled:
         sections += ("base",)
     return {"seed": config.seed, "documents": documents.name} | {s: dataclasses.asdict(getattr(config, s)) for s in sections}
@@ -61,6 +64,24 @@ def finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
     return run["finished"] and not _differences(run["fingerprint"], fingerprint)
 
 
+def preference_start(config: Config, argv: list[str], named: str) -> tuple[Path, Path]:
+    """(prepared pairs, the checkpoint that a stage on pairs starts from: `named`, or the experiment's SFT model); what is
+    missing is announced and run."""
+    data = find_data(config)
+    if data is None:
+        run_stage("data/prepare_hh.py", argv, "no prepared pairs")
+        data = find_data(config)
+    if named:
+        start = find_checkpoint(Path(named))
+        if start is None:
+            raise UserError(f"init_from: no checkpoint in {named}.")
+    else:
+        if not finished(config.run_dir / "sft", fingerprint(config, "sft", data)):
+            run_stage("train_sft.py", argv, "no SFT model")
+        start = find_checkpoint(config.run_dir / "sft" / "best")
+    return data, start
+
+
 def starting_model(config: Config, folder: Path | None, vocab_size: int) -> GPT:
     """The model a stage starts from: weights in `folder`, or random ones when it is None; its shape must be the config's."""
     m = config.model
@@ -73,6 +94,17 @@ def starting_model(config: Config, folder: Path | None, vocab_size: int) -> GPT:
     if model.config.vocab_size != vocab_size:
         raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, the data were prepared with {vocab_size}; use its tokenizer: --data.tokenizer={folder}")
     return model
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; half a last line, which a kill leaves, is left out. No file, no rows."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 class Run:
@@ -112,14 +144,7 @@ class Run:
         """Drop lines beyond the checkpoint's step (and half a line a kill may have left): those steps will be run again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            kept = []
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= self.step:
-                        kept.append(line + "\n")
-                except ValueError:
-                    break
-            path.write_text("".join(kept))
+            path.write_text("".join(json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= self.step))
 
     def restore(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
         """Give optimizer, scaler and every random generator the state they had; nothing to do in a fresh run."""
@@ -149,7 +174,7 @@ class Run:
         self.bad += 1
         return False
 
-    def save(self, which: str, model: GPT, tokenizer: Tokenizer, data: Path, optimizer: torch.optim.Optimizer | None = None,
+    def save(self, which: str, model: GPT | RewardModel, tokenizer: Tokenizer, data: Path, optimizer: torch.optim.Optimizer | None = None,
              scaler: torch.amp.GradScaler | None = None, finished: bool = False) -> None:
         """Write best/ (weights) or, given the optimizer, last/ (weights and everything a resume needs)."""
         run = {"stage": self.stage, "step": self.step, "finished": finished, "best": self.best, "fingerprint": self.fingerprint,

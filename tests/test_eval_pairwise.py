@@ -1,56 +1,68 @@
-"""Pairs ranked and replies compared, by hand; baselines that must learn what is there and nothing else."""
+"""Replies compared: the protocol's verdicts by hand, both orders, what is not judged, and baselines; real scores antisymmetric."""
 import numpy as np
 import pytest
 
 from data.make_toy import draw_split, split_transcript
 from eval import pairwise
-from eval.oracle import compare
+from eval.oracle import describe_prompt, judge_reply
 
 
-def test_rewards_and_accuracy_by_hand():
-    chosen = pairwise.implicit_rewards(np.array([-10.0, -5.0, -7.0]), np.array([-12.0, -4.0, -7.0]), beta=0.1)
-    rejected = pairwise.implicit_rewards(np.array([-8.0, -9.0, -3.0]), np.array([-8.0, -7.5, -3.0]), beta=0.1)
-    assert chosen == pytest.approx([0.2, -0.1, 0.0]) and rejected == pytest.approx([0.0, -0.15, 0.0])
-    right = pairwise.ranked_right(chosen, rejected)
-    assert right.tolist() == [1.0, 1.0, 0.5]  # equal rewards count half
-    result = pairwise.accuracy(right, ["p", "q", "q"])
-    assert result["accuracy"].value == pytest.approx(2.5 / 3)
-    assert (result["pairs"], result["ties"], result["accuracy"].n) == (3, 1, 2)  # n counts prompts, the units resampled
+def test_two_orders_give_one_verdict():
+    for judged, verdict in ((("a", "a"), "a"), (("b", "b"), "b"), (("a", "b"), "tie"), (("a", "tie"), "tie"), (("tie", "tie"), "tie"),
+                            (("both bad", "both bad"), "both bad"), (("both bad", "tie"), "tie"), (("b", "unjudged"), "unjudged")):
+        assert pairwise.settle(judged) == pairwise.settle(judged[::-1]) == verdict
+    with pytest.raises(ValueError, match="unknown verdict"):
+        pairwise.settle(("A", "a"))
 
 
-def test_an_untrained_policy_scores_exactly_one_half():
-    same = np.array([-3.0, -8.0, -1.5])
-    right = pairwise.ranked_right(pairwise.implicit_rewards(same, same, 0.1), pairwise.implicit_rewards(same - 1, same - 1, 0.1))
-    assert right.tolist() == [0.5, 0.5, 0.5]
+def test_by_score():
+    assert pairwise.by_score([1, 2, 0, 3], [2, 1, 0, 3], bad_below=1) == [("b", "b"), ("a", "a"), ("both bad", "both bad"), ("tie", "tie")]
+    assert pairwise.by_score([0.0], [0.0]) == [("tie", "tie")]
+    with pytest.raises(ValueError, match="finite"):
+        pairwise.by_score([np.nan], [1.0])
 
 
-def test_an_unscored_pair_is_an_error_not_a_loss():
-    with pytest.raises(ValueError, match="not scored"):
-        pairwise.ranked_right(np.array([1.0, np.nan]), np.array([0.0, 0.0]))
+def test_summary_by_hand():
+    judged = [("b", "b")] * 3 + [("a", "a"), ("a", "b"), ("tie", "tie"), ("both bad", "both bad"), ("unjudged", "b")]
+    words = [5] * 8
+    s = pairwise.summarize(judged, words, words, resamples=500)
+    assert {k: s[k] for k in ("pairs", "wins", "losses", "ties", "both_bad", "unjudged", "position_decided")} == {
+        "pairs": 8, "wins": 3, "losses": 1, "ties": 2, "both_bad": 1, "unjudged": 1, "position_decided": 1}
+    assert s["rate"].value == s["rate_exact"].value == 0.75 and s["rate"].n == 4 and s["p"] == pytest.approx(10 / 16)
+    assert s["undecided"].value == pytest.approx(3 / 7) and s["score"].value == pytest.approx((3 + 0.5 * 3) / 7)
+    assert [s["shares"][k].value for k in ("win", "loss", "tie", "both bad")] == pytest.approx([3 / 7, 1 / 7, 2 / 7, 1 / 7])
+    # single verdicts that name a reply, and those that name the one shown first: b twice (3 pairs, 1 of 2 each), a twice (1 of 2),
+    # the split pair (2 of 2), and b, shown first, of the half-judged pair (1 of 1)
+    assert s["first_shown"].n == 11 and s["first_shown"].value == pytest.approx((3 + 1 + 2 + 1) / 11)
+    # equal lengths cannot explain anything: the controlled rate is the mean outcome
+    assert s["length_controlled"].value == pytest.approx(s["score"].value, abs=1e-3)
 
 
-def test_by_subset():
-    result = pairwise.by_subset(np.array([1.0, 0.0, 1.0, 1.0]), ["a", "b", "c", "d"], ["x", "x", "y", "y"])
-    assert {name: r["accuracy"].value for name, r in result.items()} == {"pooled": 0.75, "x": 0.5, "y": 1.0}
-    assert set(pairwise.by_subset(np.array([1.0, 0.0]), ["a", "b"], ["x", "x"])) == {"pooled"}
+def test_a_judge_that_always_names_the_first_decides_nothing():
+    s = pairwise.summarize([("a", "b")] * 20, [3] * 20, [3] * 20, resamples=100)
+    assert s["rate"] is None and s["ties"] == s["position_decided"] == 20 and s["first_shown"].value == 1.0 and s["p"] == 1.0
 
 
-def test_longer_reply_wins_by_hand():
-    assert pairwise.longer_reply_wins(["a b c", "a", "a b"], ["a", "a b", "c d"]).tolist() == [1.0, 0.0, 0.5]
+def test_nothing_judged_is_no_tie():
+    s = pairwise.summarize([("unjudged", "unjudged")] * 4, [3] * 4, [3] * 4, resamples=100)
+    assert s["unjudged"] == 4 and s["ties"] == 0 and s["rate"] is None and "score" not in s
+    with pytest.raises(ValueError):
+        pairwise.summarize([], [], [])
 
 
-def test_bag_of_words_finds_a_word_and_nothing_in_noise():
-    rng = np.random.default_rng(0)
-    vocabulary = [f"w{i}" for i in range(50)]
-    a, b = ([" ".join(rng.choice(vocabulary, 8)) for _ in range(800)] for _ in range(2))
-    noise = pairwise.bag_of_words(a[:600], b[:600], a[600:], b[600:])
-    assert 0.4 < noise.mean() < 0.6
-    good = [reply + " please" if rng.random() < 0.8 else reply for reply in a]
-    found = pairwise.bag_of_words(good[:600], b[:600], good[600:], b[600:])
-    assert found.mean() > 0.8
-    # the order of the sides must not leak: swap chosen and rejected in training, and it learns the opposite
-    assert pairwise.bag_of_words(b[:600], good[:600], good[600:], b[600:]).mean() < 0.2
-    assert pairwise.bag_of_words(good[:600], b[:600], ["w1"], ["w1"]).tolist() == [0.5]
+def test_clusters_widen_the_interval():
+    """Ten sessions whose ten pairs all go one way are ten observations, not a hundred."""
+    judged = [("b", "b") if session % 2 else ("a", "a") for session in range(10) for _ in range(10)]
+    words = [4] * 100
+    alone = pairwise.summarize(judged, words, words, resamples=2000)["score"]
+    together = pairwise.summarize(judged, words, words, clusters=[i // 10 for i in range(100)], resamples=2000)["score"]
+    assert together.n == 10 and together.high - together.low > 2.5 * (alone.high - alone.low)
+
+
+def test_plain_is_json():
+    import json
+    s = pairwise.plain(pairwise.summarize([("b", "b"), ("a", "a")], [1, 2], [2, 1], resamples=100))
+    assert json.loads(json.dumps(s)) == s and s["rate"]["value"] == 0.5 and s["shares"]["win"]["n"] == 2
 
 
 def test_nearest_training_prompt():
@@ -59,20 +71,13 @@ def test_nearest_training_prompt():
     assert replies == ["paris", "paint", "bake"]
 
 
-def test_win_rate_by_hand():
-    verdicts = {"p": 1, "q": -1, "r": 0, "s": 1, "t": 1}
-    result = pairwise.win_rate(list(verdicts), ["a"] * 5, ["b"] * 5, lambda prompt, b, a: verdicts[prompt] if (a, b) == ("a", "b") else 9)
-    assert (result["wins"], result["losses"], result["ties"]) == (3, 1, 1)
-    assert result["rate"].value == 0.75 and result["rate"].n == 4 and result["undecided"].value == 0.2
-    assert result["p"] == pytest.approx(10 / 16)  # 3 of 4: 2 (1 + 4) / 2^4
-    assert pairwise.win_rate(["p"], ["x"], ["x"], lambda *_: 0)["rate"] is None
-
-
-def test_win_rate_with_the_oracle_is_antisymmetric_and_ties_with_itself():
+def test_the_oracle_is_antisymmetric_and_ties_with_itself():
     rows = draw_split(1, "val")[:100]
     prompts, chosen = zip(*(split_transcript(row["chosen"]) for row in rows))
     rejected = [split_transcript(row["rejected"])[1] for row in rows]
-    forward, back = pairwise.win_rate(prompts, rejected, chosen, compare), pairwise.win_rate(prompts, chosen, rejected, compare)
+    a, b = ([judge_reply(describe_prompt(p), r).score for p, r in zip(prompts, replies)] for replies in (rejected, chosen))
+    words = [5] * 100
+    forward, back = pairwise.summarize(pairwise.by_score(a, b), words, words, resamples=50), pairwise.summarize(pairwise.by_score(b, a), words, words, resamples=50)
     assert (forward["wins"], forward["losses"], forward["ties"]) == (back["losses"], back["wins"], back["ties"])
     assert forward["wins"] > forward["losses"] > 0  # 28 % of the labels are flipped
-    assert pairwise.win_rate(prompts, chosen, chosen, compare)["ties"] == 100
+    assert pairwise.summarize(pairwise.by_score(b, b), words, words, resamples=50)["ties"] == 100

@@ -9,6 +9,7 @@ import pytest
 from eval import annotation, plots, report, stats, tables
 from eval.tables import Metric
 from runtime.errors import UserError
+from runtime.run import read_metrics
 
 NAN = float("nan")
 
@@ -88,11 +89,11 @@ def test_pairwise_sheet_is_blind_and_the_key_undoes_it(tmp_path):
     annotation.write_pairwise(tmp_path, prompts, replies, seed=1)
     sheet, key = (read_csv(tmp_path / f"pairwise_preferences_{name}.csv") for name in ("for_annotation", "key"))
     first = sheet[0].index("reply_A")
-    for row, (name, *systems) in zip(sheet[1:], key[1:]):
+    for row, (name, *systems, _) in zip(sheet[1:], key[1:]):
         i = int(name[1:])
         assert row[:first] == [f"p{i}", f"question {i}"] and row[first + 2:] == ["", ""]
         assert [replies[system][i] for system in systems] == row[first:first + 2]
-    sides = [systems[0] for _, *systems in key[1:]]
+    sides = [row[1] for row in key[1:]]
     assert 10 < sides.count("SFT") < 30  # both orders occur
     assert "SFT" not in (tmp_path / "pairwise_preferences_for_annotation.csv").read_text()
     annotation.write_pairwise(tmp_path, prompts, replies, seed=1)
@@ -105,8 +106,8 @@ def test_helpfulness_sheet_is_shuffled_and_complete(tmp_path):
     annotation.write_helpfulness(tmp_path, prompts, replies, seed=0)
     sheet, key = read_csv(tmp_path / "helpfulness_for_annotation.csv")[1:], read_csv(tmp_path / "helpfulness_key.csv")[1:]
     assert len(sheet) == len(key) == 20 and [row[0] for row in sheet] == [row[0] for row in key]
-    assert [prompt_id for _, prompt_id, _ in key] != sorted(prompt_id for _, prompt_id, _ in key)
-    for (_, prompt, reply, *_), (_, prompt_id, system) in zip(sheet, key):
+    assert [prompt_id for _, prompt_id, *_ in key] != sorted(prompt_id for _, prompt_id, *_ in key)
+    for (_, prompt, reply, *_), (_, prompt_id, system, _) in zip(sheet, key):
         assert prompt == f"question {prompt_id[1:]}" and reply == replies[system][int(prompt_id[1:])]
 
 
@@ -128,8 +129,8 @@ def test_comparison_csv(tmp_path):
 def test_series_and_unfinished_lines(tmp_path):
     rows = [{"step": 1, "split": "train", "loss": 2.0}, {"step": 1, "split": "val", "loss": 3.0}, {"step": 2, "split": "train", "loss": None}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "spl')
-    assert plots.read_metrics(tmp_path / "metrics.jsonl") == rows
-    assert plots.series(rows, "loss", "train") == ([1], [2.0]) and plots.read_metrics(tmp_path / "none.jsonl") == []
+    assert read_metrics(tmp_path / "metrics.jsonl") == rows
+    assert plots.series(rows, "loss", "train") == ([1], [2.0]) and read_metrics(tmp_path / "none.jsonl") == []
 
 
 def test_pictures_are_written(tmp_path):

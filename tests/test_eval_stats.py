@@ -156,3 +156,81 @@ def test_missing_scipy_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(stats.UserError, match="pip install scipy"):
         stats.sign_test(3, 1)
+
+
+# ---- intervals that know where the bootstrap does not reach -----------------------------------------------------------
+
+def test_clopper_pearson():
+    # Clopper & Pearson 1934 via Newcombe 1998, table I: 81 of 263 is .2527 to .3676, 0 of 20 is 0 to .1684
+    assert [round(x, 4) for x in (stats.exact(81, 263).low, stats.exact(81, 263).high)] == [0.2527, 0.3676]
+    assert stats.exact(0, 20).low == 0 and stats.exact(0, 20).high == pytest.approx(0.1684, abs=5e-5)
+    assert stats.exact(81, 263).low < stats.wilson(81, 263).low  # never narrower
+
+
+@pytest.mark.parametrize("cells, low, high", [((20, 2, 12, 16), 0.0562, 0.3292), ((36, 2, 12, 0), 0.0569, 0.3404)])
+def test_newcombe_paired(cells, low, high):
+    """Newcombe 1998, Stat. Med. 17:2635, table II, method 10: both, only a, only b, neither."""
+    both, only_a, only_b, neither = cells
+    a, b = [1] * (both + only_a) + [0] * (only_b + neither), [1] * both + [0] * only_a + [1] * only_b + [0] * neither
+    found, mirrored = stats.paired_shares(a, b), stats.paired_shares(b, a)
+    assert (found.low, found.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
+    assert (mirrored.low, mirrored.high) == (pytest.approx(-found.high), pytest.approx(-found.low))
+    assert stats.mean_difference(a, b) == found  # 0/1 values take this road
+
+
+def test_no_difference_is_no_certainty():
+    same = stats.paired_shares([1, 0, 1, 1] * 10, [1, 0, 1, 1] * 10)
+    assert same.value == 0 and same.low < -0.05 < 0.05 < same.high
+    means = stats.mean_difference([0.2, 0.7], [0.2, 0.7])
+    assert (means.value, means.low, means.high) == (0, None, None) and "not estimable" in means.method
+
+
+def test_bca_equals_scipys():
+    from scipy.stats import bootstrap
+    x = np.random.default_rng(6).lognormal(size=60)
+    ours = stats.bootstrap([x], lambda m: m[:, 0], 20_000, method="bca")
+    theirs = bootstrap((x,), np.mean, method="BCa", n_resamples=20_000, rng=1).confidence_interval
+    assert (ours.low, ours.high) == (pytest.approx(theirs.low, rel=0.02), pytest.approx(theirs.high, rel=0.02))
+    plain = stats.bootstrap([x], lambda m: m[:, 0], 20_000)
+    assert ours.low > plain.low and ours.high > plain.high  # it leans towards the long tail
+    y = x * np.random.default_rng(4).uniform(0.5, 2, 60)
+    ours = stats.bootstrap([x, y], lambda m: m[:, 1] / m[:, 0], 20_000, method="bca")
+    theirs = bootstrap((x, y), lambda a, b, axis: b.mean(axis) / a.mean(axis), paired=True, method="BCa", n_resamples=20_000, rng=1).confidence_interval
+    assert (ours.low, ours.high) == (pytest.approx(theirs.low, rel=0.02), pytest.approx(theirs.high, rel=0.02))
+
+
+def test_bca_that_is_undefined_says_so():
+    found = stats.bootstrap([np.ones(5)], lambda m: m[:, 0], 100, method="bca")
+    assert "undefined" in found.method and (found.low, found.high) == (1, 1)
+
+
+def test_quantiles_by_order_statistics():
+    # Conover 1999: for the median of n = 10 the 2nd and 9th values enclose it with 97.9 %, the 3rd and 8th only with 89.1 %
+    found = stats.quantile(np.arange(1, 11), 0.5)
+    assert (found.value, found.low, found.high) == (5.5, 2, 9)
+    # 95th percentile of 50: P(all 50 below) = .95^50 = 7.7 % > 2.5 %, so the largest value bounds nothing from above
+    assert stats.quantile(np.arange(50), 0.95).high is None and stats.quantile(np.arange(200), 0.95).high is not None
+
+
+def test_a_maximum_is_open_above():
+    found = stats.maximum([0.1, 0.9, 0.3])
+    assert (found.value, found.low, found.high) == (0.9, 0.9, None)
+
+
+def test_power_of_the_sign_test():
+    # by definition, from scipy's own p-values
+    from scipy.stats import binom, binomtest
+    rejected = [k for k in range(41) if binomtest(k, 40, 0.5).pvalue <= 0.05]
+    assert stats.power_of(40, 0.7) == pytest.approx(sum(binom.pmf(k, 40, 0.7) for k in rejected))
+    assert stats.power_of(40, 0.5) <= 0.05
+    # normal approximation: ((1.96 * .5 + .8416 * sqrt(.24)) / .1)^2 = 194; the exact test is a saw-tooth a little above
+    assert stats.power_of(194, 0.6) < 0.8 < stats.power_of(199, 0.6)
+    need = stats.pairs_needed(0.6)
+    assert need == 210 and all(stats.power_of(n, 0.6) >= 0.8 for n in range(need, need + 60)) and stats.power_of(need - 1, 0.6) < 0.8
+    assert stats.pairs_needed(0.7) < 60 and stats.pairs_needed(0.4) == need  # symmetric
+    assert stats.power_of(10, 0.6) < 0.05  # ten pairs show nothing
+    for bad in ({"n": 0, "p": 0.6}, {"n": 5, "p": 1.0}):
+        with pytest.raises(ValueError):
+            stats.power_of(**bad)
+    with pytest.raises(ValueError, match="zero"):
+        stats.pairs_needed(0.5)
