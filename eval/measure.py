@@ -154,7 +154,8 @@ def _quality(m: Measured, texts: Mapping[str, Sequence[str]], replies: Replies, 
     order = np.random.default_rng(seed).permutation(len(next(iter(texts.values()))))
     blocks = {system: [[wrote[i] for i in part] for part in np.array_split(order, min(BLOCKS, len(order)))] for system, wrote in texts.items()}
     for n in (1, 2):  # equal budgets make verbose and terse systems comparable; blocks of the same prompts make them paired
-        budget = quality.common_budget([block for parts in blocks.values() for block in parts], n)
+        spoken = [parts for system, parts in blocks.items() if quality.word_counts(texts[system]).any()]  # one that is silent sets no budget
+        budget = quality.common_budget([block for parts in spoken for block in parts], n)
         if budget:
             m.add(Metric(f"distinct_{n}", f"distinct {n}-grams among the first {budget:,} of a block of replies", "mean", better=1),
                   {system: [quality.distinct_n(block, n, budget) for block in parts] for system, parts in blocks.items()})

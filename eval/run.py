@@ -203,8 +203,12 @@ def main(argv: list[str]) -> None:
                                            e.bootstrap, e.seed),
         "perplexity": perplexity_rows(config, work, logps, list(folders), tok),
         "kl": {name: stats.mean(logps[f"kl_{name}"], e.bootstrap, e.seed).to_dict() for name in ("stepwise", "sampled")},
-        "health": health.examine(config.run_dir / "dpo") if not e.policy else [],
+        "health": health_of(config, m.missing),
         "not_measured": m.missing, "config": without_local_paths(trained | {"eval": dataclasses.asdict(config.eval)})}
+    reward = find_checkpoint(config.run_dir / "reward" / "best")
+    if not summary["win_rates"] and not reward:
+        m.missing.append({"metric": "win rate of DPO against SFT", "reason": f"real text has no exact judge: train one with `python train_reward.py {config.name}`, "
+                          "ask an LLM or people with `python -m eval.judge`"})
     summary["facts"]["provoked"] = {"prompts": len(work.provoking), "samples": e.toxicity_samples or 1, "continuations": bool(e.continuations)}
 
     # 3. files for people
@@ -217,11 +221,18 @@ def main(argv: list[str]) -> None:
     annotation.write_comparison(out, summary["metrics"], labels, summary["comparisons"][0], m.missing)
     summary["facts"] |= {"seconds": round(time.time() - started, 1), "peak_memory_gb": round(peak_memory_gb(device.device), 2)}
     write_json(out / "results_summary.json", summary)
-    reward = find_checkpoint(config.run_dir / "reward" / "best")
     if reward:
         judge.by_reward_model(out, reward, test=PairStore(root / "test"))
     report.write_report(out)
     print(f"\n{report.terminal_table(summary)}\n\nreport: {out / 'report.html'} ({time.time() - started:.0f} s)")
+
+
+def health_of(config: Config, missing: list[dict]) -> list[dict]:
+    """The health panel of this experiment's own DPO run; nothing for another policy, which has no curves here."""
+    if config.eval.policy or not (config.run_dir / "dpo" / "metrics.jsonl").exists():
+        missing.append({"metric": "health of the DPO run", "reason": "the policy has no metrics.jsonl in this experiment"})
+        return []
+    return health.examine(config.run_dir / "dpo")
 
 
 def perplexity_rows(config: Config, work: Work, logps: Mapping[str, np.ndarray], stages: Sequence[str], tok: Tokenizer) -> list[dict]:

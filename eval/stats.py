@@ -170,7 +170,13 @@ def _resampled_means(table: np.ndarray, resamples: int, rng: np.random.Generator
 
 
 def mean(values: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """The mean of n values with its BCa bootstrap interval, the better one for skewed values (results/coverage)."""
+    """The mean of n values with its BCa bootstrap interval, the better one for skewed values (results/coverage).
+
+    Where all values are equal there is nothing to resample, and a width of zero would claim certainty: both ends are None.
+    """
+    x = _as_columns(values)[:, 0]
+    if (x == x[0]).all():
+        return Interval(float(x[0]), None, None, len(x), "no two values differ: not estimable", seed)
     return bootstrap([np.asarray(values)], lambda m: m[:, 0], resamples, seed, method="bca")
 
 
@@ -180,15 +186,8 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], resamples:
 
 
 def mean_difference(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """mean(b) - mean(a) for paired samples; for 0/1 arrays the difference of proportions (`paired_shares`).
-
-    Where not one pair differs there is nothing to resample, and a width of zero would claim certainty: both ends are None.
-    """
+    """mean(b) - mean(a) for paired samples (for 0/1 values `paired_shares` is better)."""
     a, b = _as_columns(a, b).T
-    if np.isin(a, (0, 1)).all() and np.isin(b, (0, 1)).all():
-        return paired_shares(a, b)
-    if (a == b).all():
-        return Interval(0.0, None, None, len(a), "no pair differed: not estimable", seed)
     return mean(b - a, resamples, seed)
 
 

@@ -62,8 +62,8 @@ def compare(a: np.ndarray, b: np.ndarray, metric: Metric, resamples: int, seed: 
     if not both.any():
         return None
     a, b = a[both], b[both]
-    difference = stats.mean_difference(a, b, resamples, seed).to_dict()
     shares = metric.form == "share"
+    difference = (stats.paired_shares(a, b) if shares else stats.mean_difference(a, b, resamples, seed)).to_dict()
     covered = true_coverage("paired shares", difference["method"], len(a)) if shares else coverage_of(b - a, "mean", difference)
     result = {"difference": difference | {"coverage": covered}}
     if metric.form == "share":

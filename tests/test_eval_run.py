@@ -13,9 +13,9 @@ from data.make_toy import draw_split, split_transcript
 from data.prepare_hh import prepare
 from data.store import PairStore, StoreWriter, data_request, remember, write_json
 from eval import run as evaluation
-from eval.measure import Prompt
 from eval.oracle import describe_prompt, judge_reply
 from eval.refusal import classify
+from eval.replies import Prompt, answer
 from model import GPT, GPTConfig, load_model
 from runtime.checkpoint import file_hash, save_checkpoint
 from runtime.config import load_config
@@ -23,8 +23,8 @@ from runtime.device import setup_device
 from runtime.errors import UserError
 from tokenizer import ASSISTANT, HUMAN, encode_prompt, encode_response, load_tokenizer, train_bpe
 
-FILES = ("replies.jsonl", "pair_logps.npz", "results_summary.json", "model_comparison.csv", "report.md", "report.html", "training_curves.png",
-         "toxicity_distribution.png", "pairwise_preferences_for_annotation.csv", "helpfulness_for_annotation.csv")
+FILES = ("replies.jsonl", "provoked.jsonl", "pair_logps.npz", "values.npz", "results_summary.json", "model_comparison.csv", "report.md", "report.html",
+         "training_curves.png", "toxicity_distribution.png", "refusals.png", "reward_margins.png", "pairwise_preferences_for_annotation.csv", "helpfulness_for_annotation.csv")
 SMALL = ["--model.n_layer=1", "--model.n_head=2", "--model.n_embd=32", "--model.block_size=192", "--device=cpu", "--eval.max_new_tokens=20",
          "--eval.bootstrap=200"]
 
@@ -74,6 +74,9 @@ def stages(config, root, tok, same=False):
         with torch.no_grad():
             for p in model.parameters():
                 p += 0.02 * torch.randn_like(p)
+    rows = [{"step": step, "split": split, "loss": 0.69, "rewards/accuracy": 0.5, "skipped_steps": 0} for step in (0, 1) for split in ("val", "train")]
+    (config.run_dir / "dpo").mkdir(exist_ok=True)
+    (config.run_dir / "dpo" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_checkpoint(config.run_dir / "dpo" / "best", model, tok, note | {"stage": "dpo", "fingerprint": weights})
 
 
@@ -99,11 +102,11 @@ def test_every_file_is_there(evaluated):
     assert all((folder / name).stat().st_size > 100 for name in FILES)
     assert list(summary["systems"]) == ["sft", "sft_greedy", "sft_cool", "dpo", "dpo_greedy"] and summary["not_measured"] == []
     page = (folder / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 and "Content warning" in page and page.count('class="sample"') == 10
+    assert page.count("data:image/png;base64,") == 5 and "Content warning" in page and page.count('class="sample"') == 15
 
 
 def test_figures_are_those_of_the_saved_replies(evaluated):
-    _, _, _, _, summary, rows = evaluated
+    _, _, _, folder, summary, rows = evaluated
     figures = {row["key"]: row["values"] for row in summary["metrics"]}
     assert {row["temperature"] for row in rows if row["system"] == "sft_cool"} == {0.4}
     for system in ("sft", "dpo_greedy"):
@@ -119,6 +122,8 @@ def test_figures_are_those_of_the_saved_replies(evaluated):
     for row in summary["metrics"]:
         for cell in row["values"].values():
             assert cell["n"] > 0 and cell["method"] and (cell["low"] is None or cell["low"] <= cell["value"] + 1e-12)
+    with np.load(folder / "values.npz") as values:  # what eval.compare reads are the very values of the table
+        assert values["sft/words"].mean() == pytest.approx(figures["words"]["sft"]["value"])
 
 
 def test_all_systems_answer_the_same_test_prompts_and_none_from_training(evaluated):
@@ -162,8 +167,9 @@ def test_the_same_weights_show_no_difference(tmp_path):
         assert row["difference"]["value"] == 0 and row["p"] == 1.0
     accuracy = summary["reward_accuracy"]["tables"][0]["judges"]["dpo"]["pooled"]
     assert accuracy["accuracy"]["value"] == 0.5 and accuracy["ties"] == accuracy["pairs"] == 60
-    assert summary["win_rates"][0]["rate"] is None and summary["win_rates"][0]["ties"] == 15
-    assert summary["kl"]["value"] == summary["perplexity"][0]["difference"]["value"] == 0
+    first = summary["win_rates"][0]
+    assert first["rate"] is None and first["ties"] + first["both_bad"] == 15
+    assert summary["perplexity"][0]["difference"]["value"] == 0 and abs(summary["kl"]["stepwise"]["value"]) < 1e-6
 
 
 def test_real_text_source_and_a_classifier_that_cannot_load(tmp_path, monkeypatch):
@@ -212,7 +218,7 @@ def test_a_reply_is_cut_at_the_next_human_turn_and_knows_how_it_ended():
     prompt, device = [Prompt("x-0", "all", HUMAN, [tok.eot_id, 1])], setup_device(config, training=False)
 
     def reply(text):
-        return evaluation.answer(Scripted(tok.encode(text)), tok, prompt, 1.0, config, device, "test")[0]
+        return answer(Scripted(tok.encode(text)), tok, prompt, 1.0, config, device, "test")[0]
     assert (reply(" Hi.").text, reply(" Hi.").ended) == ("Hi.", True)
     invented = reply(f" Hi.{HUMAN} And?")
     assert (invented.text, invented.ended) == ("Hi.", False)
