@@ -19,6 +19,7 @@ from runtime.errors import UserError
 
 PREFERENCES = {"a": "a", "b": "b", "tie": "tie", "both bad": "both bad", "both": "both bad"}
 RATINGS = (1, 2, 3, 4, 5)
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")  # all but tab and line ends
 
 
 # ---- out ------------------------------------------------------------------------------------------------------------
@@ -26,8 +27,10 @@ RATINGS = (1, 2, 3, 4, 5)
 def safe_cell(text: str) -> str:
     """Text that a spreadsheet shows instead of running: a leading = + - @, tab or line break gets an apostrophe in front.
 
-    A reply such as =HYPERLINK("...") is otherwise a formula on the annotator's machine (OWASP, "CSV injection").
+    A reply such as =HYPERLINK("...") is otherwise a formula on the annotator's machine (OWASP, "CSV injection"). Control characters,
+    which an untrained model may write and no spreadsheet can hold, become the replacement character.
     """
+    text = CONTROL.sub("\ufffd", text)
     return "'" + text if text.lstrip(" ").startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
@@ -39,7 +42,7 @@ def unguarded(text: str) -> str:
 def content_hash(*cells: str) -> str:
     """16 hex digits of what an annotator sees. Spreadsheets may re-wrap lines, drop the guard's apostrophe and save as Windows-1252, with
     ? for what that cannot write; none of this changes the hash, another word does."""
-    shown = "\x1f".join(" ".join(unguarded(cell).split()) for cell in cells)
+    shown = "\x1f".join(" ".join(CONTROL.sub("\ufffd", unguarded(cell)).split()) for cell in cells)
     plain = unicodedata.normalize("NFC", shown).encode("cp1252", errors="replace")
     return hashlib.sha256(re.sub(rb"\?+", b"?", plain)).hexdigest()[:16]
 

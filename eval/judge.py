@@ -190,7 +190,8 @@ def by_people(folder: Path, sheets: Sequence[Path]) -> None:
             pairwise.summarize(judged, *lengths, resamples=e["bootstrap"], seed=e["seed"])))
     finish(folder, "people", {"judge": "people", "comparisons": correct(rows), "missing": votes.missing,
                               "agreement": agreement.summary(votes.table(), resamples=e["bootstrap"], seed=e["seed"]) if len(votes.votes) > 1 else None,
-                              "note": "The sheets are blind: which system is A was drawn per row, so there is one order per pair."})
+                              "note": " ".join([f"{count} of {len(votes.items)} rows were left empty by {name}." for name, count in votes.missing.items() if count] + list(votes.notices)
+                                               + ["The sheets are blind: which system is A was drawn per row, so there is one order per pair."])})
 
 
 def main(argv: list[str]) -> None:

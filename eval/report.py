@@ -36,8 +36,8 @@ def report_blocks(summary: Mapping, judged: list[Mapping], samples: tuple[list[d
                ("text", "↑ more is better, ↓ less is better. Shares in per cent with Wilson intervals, their differences with Newcombe's; means with "
                         f"bootstrap intervals (seed {e['seed']}). p: exact McNemar test for shares, sign-flip randomisation for means, two-sided, paired by "
                         "prompt; Holm's correction over this table. †: at this n and for values so skewed, simulated 95 % intervals of this kind cover "
-                        f"the truth in less than {100 * NARROW:.0f} % of cases (results/coverage): too narrow. Refusals by rules: see eval/refusal.py and "
-                        "results/refusal. [?, ?]: all values (or pairs) are equal, so nothing is known of how far they spread.")]
+                        f"the truth in less than {100 * NARROW:.0f} % of cases (results/coverage): too narrow. Refusals by rules: see eval/refusal.py; they "
+                        "agree well with people on full refusals and badly on partial ones (results/refusal). [?, ?]: all values (or pairs) are equal, so nothing is known of how far they spread.")]
     blocks += [("text", f"{row['label']}, without the pairing: Mann-Whitney p {p_value(row['mann_whitney_p'])}, Cohen's d {row['cohens_d']:+.2f}.")
                for row in summary["comparisons"][0]["rows"] if "cohens_d" in row]
     if summary["health"]:

@@ -227,3 +227,12 @@ def test_replies_of_ten_thousand_characters_and_empty_ones(tmp_path):
     for delimiter in ",;":
         votes = read(tmp_path, fill(tmp_path, "anna", letter_of("DPO"), delimiter=delimiter))
         assert votes.votes["anna"] == {"p": "DPO", "r": "DPO"}
+
+
+def test_control_characters_of_an_untrained_model_survive_the_round_trip(tmp_path):
+    annotation.write_pairwise(tmp_path, [("p-0", "why?")], {"SFT": ["a\0b\x07c"], "DPO": ["plain"]}, seed=0)
+    sheet = tmp_path / "pairwise_preferences_for_annotation.csv"
+    text = sheet.read_text(encoding="utf-8-sig")
+    assert "\0" not in text and "a\ufffdb\ufffdc" in text
+    (tmp_path / "anna.csv").write_text(text.replace(",,", ",tie,"), encoding="utf-8-sig")
+    assert annotation.read_pairwise([tmp_path / "anna.csv"], tmp_path / "pairwise_preferences_key.csv").votes["anna"]["p-0"] == "tie"

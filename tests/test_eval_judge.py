@@ -1,0 +1,178 @@
+"""The judges on a finished evaluation: a reward model, people, an LLM; and several runs compared."""
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_eval_llm_judge import Server, verdict
+from test_eval_run import SMALL, experiment
+
+from eval import compare, judge
+from eval import run as evaluation
+from model import GPT, GPTConfig
+from reward_model import RewardModel, save_reward_model
+from runtime.errors import UserError
+from tokenizer import encode_prompt, encode_response
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    argv, config, root, tok = experiment(tmp_path_factory.mktemp("judge"), "a", extra=["--eval.prompts_per_kind=6", "--eval.toxicity_samples=0"])
+    evaluation.main(argv)
+    return config, root, tok
+
+
+@pytest.fixture()
+def folder(evaluated, tmp_path):
+    """A copy of the evaluation that a test may change, where the data is found."""
+    config, root, _ = evaluated
+    shutil.copytree(config.run_dir / "eval", tmp_path / "a" / "eval")
+    shutil.copytree(root, tmp_path / "data" / root.name)
+    return tmp_path / "a" / "eval"
+
+
+def judged(folder, name):
+    return json.loads((folder / f"judged_{name}.json").read_text())
+
+
+@pytest.fixture()
+def reward(evaluated, tmp_path):
+    """A reward model with random weights; random is enough to be judged by."""
+    config, _, tok = evaluated
+    torch.manual_seed(1)
+    model = RewardModel(GPT(GPTConfig(tok.vocab_size, 192, 1, 2, 32))).eval()
+    torch.nn.init.normal_(model.score.weight)
+    (tmp_path / "reward").mkdir()
+    save_reward_model(model, tmp_path / "reward", tok.eot_id)
+    tok.save(tmp_path / "reward", 192)
+    return model
+
+
+@torch.no_grad()
+def test_reward_model_verdicts_are_its_scores(evaluated, folder, reward, tmp_path):
+    tok = evaluated[2]
+    judge.main([str(folder), "reward", f"--checkpoint={tmp_path / 'reward'}"])
+    found = judged(folder, "reward")
+    rows = [json.loads(line) for line in (folder / "replies.jsonl").read_text().splitlines()]
+    row = next(row for row in rows if row["system"] == "dpo")
+    pair = [next(r for r in rows if r["system"] == system and r["id"] == row["id"]) for system in ("sft", "dpo")]
+    alone = []
+    for r in pair:  # each reply on its own, plain causal attention
+        ids = torch.tensor([[*encode_prompt(tok, r["prompt"])[0], *encode_response(tok, r["reply"])]])
+        t = ids.shape[1]
+        alone.append(reward.score(reward.gpt.hidden(ids, torch.arange(t)[None], torch.ones(t, t, dtype=torch.bool).tril()[None, None])[0, -1]).item())
+    assert found["margins"][row["id"]] == pytest.approx(alone[1] - alone[0], abs=1e-4)
+    against = next(c for c in found["comparisons"] if (c["first"], c["second"]) == ("SFT", "DPO"))
+    margins = np.array(list(found["margins"].values()))
+    assert (against["wins"], against["losses"]) == ((margins > 0).sum(), (margins < 0).sum()) and len(margins) == 18
+    assert len(found["comparisons"]) == 10 and {r["system"] for r in found["ranking"]["rows"]} == {"SFT", "SFT greedy", "SFT T=0.4", "DPO", "DPO greedy"}
+    assert found["accuracy"]["pairs"] == 60 and "held-out pairs right" in found["note"]  # its own accuracy beside every win rate
+    text = (folder / "report.md").read_text()
+    assert "Judge: reward model" in text and "Held-out accuracy of this judge" in text and "differences of the reward model's scores" in text
+
+
+def fill(folder, name, votes):
+    """A copy of the pairwise sheet with votes by row; returns its path."""
+    with open(folder / "pairwise_preferences_for_annotation.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file))
+    column = next(i for i, title in enumerate(rows[0]) if title.startswith("preference"))
+    for row, vote in zip(rows[1:], votes):
+        row[column] = vote
+    path = folder / f"{name}.csv"
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def test_people(folder):
+    with open(folder / "pairwise_preferences_key.csv", encoding="utf-8-sig", newline="") as file:
+        sides = [row["A"] for row in csv.DictReader(file)]
+    likes_dpo = ["A" if side == "DPO" else "B" for side in sides]
+    anna = fill(folder, "anna", likes_dpo)
+    ben = fill(folder, "ben", [vote if i % 3 else "tie" for i, vote in enumerate(likes_dpo)])
+    cem = fill(folder, "cem", likes_dpo[:9] + [""] * 9)  # half filled
+    judge.main([str(folder), "people", "--sheets", str(anna), str(ben), str(cem)])
+    found = judged(folder, "people")
+    by = {row["prompts"]: row for row in found["comparisons"]}
+    assert by["anna"]["wins"] == 18 and by["ben"]["wins"] == 12 and by["ben"]["ties"] == 6
+    assert by["cem"]["wins"] == 9 and by["cem"]["unjudged"] == 9  # missing is missing
+    assert next(row for name, row in by.items() if name.startswith("majority"))["losses"] == 0
+    assert found["missing"]["cem"] == 9 and "Krippendorff's alpha, nominal" in found["agreement"]
+    report = (folder / "report.md").read_text()
+    assert "Judge: people" in report and "anna" in report and "9 of 18" in report
+    with pytest.raises(UserError, match="--sheets"):
+        judge.main([str(folder), "people"])
+
+
+def test_llm(folder):
+    server = Server()
+    try:
+        server.reply = lambda messages: verdict("tie")
+        judge.main([str(folder), "llm", "--model=m", f"--base-url={server.url}", "--limit=4", "--price", "1", "2"])
+        found = judged(folder, "llm")
+        row, = found["comparisons"]
+        assert (row["pairs"], row["ties"], row["unjudged"]) == (4, 4, 0) and found["totals"]["requests"] <= 8 and found["totals"]["cost"] > 0
+    finally:
+        server.stop()
+    judge.main([str(folder), "llm", "--model=m", "--limit=4", "--replay"])  # no server, no key
+    assert judged(folder, "llm")["comparisons"] == found["comparisons"] and "Judge: LLM m" in (folder / "report.md").read_text()
+    with pytest.raises(UserError, match="--model"):
+        judge.main([str(folder), "llm"])
+
+
+def test_bad_input(folder, tmp_path):
+    with pytest.raises(UserError, match="eval.run"):
+        judge.main([str(tmp_path), "llm", "--model=m"])
+    path = folder / "replies.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[0]]) + "\n")
+    with pytest.raises(UserError, match="a second time"):
+        judge.main([str(folder), "llm", "--model=m", "--replay"])
+    path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])
+    with pytest.raises(UserError, match="damaged"):
+        judge.main([str(folder), "llm", "--model=m", "--replay"])
+
+
+def test_compare(evaluated, folder, tmp_path, capsys):
+    config, _, _ = evaluated
+    compare.main([str(config.run_dir), str(folder), f"--to={tmp_path / 'both'}"])  # an experiment's folder and an eval folder
+    said = capsys.readouterr().out
+    assert "words per reply" in said and "minus" in said
+    page = (tmp_path / "both" / "compare.html").read_text()
+    assert "<script" not in page and page.count("<table") == 3
+    # the same figures differ nowhere
+    rows = compare.difference_table(compare.load(config.run_dir), compare.load(folder), "dpo")[1]
+    assert rows and all(row[3] == "1" and row[1].startswith("+0") for row in rows)
+    # other prompts: shown, not tested
+    summary = json.loads((folder / "results_summary.json").read_text())
+    summary["facts"]["prompts"]["hash"] = "other"
+    (folder / "results_summary.json").write_text(json.dumps(summary))
+    blocks = compare.blocks_of([config.run_dir, folder], "dpo")
+    assert any("different prompts" in str(block) for block in blocks)
+    (folder / "values.npz").unlink()
+    assert any("values.npz" in str(block) for block in compare.blocks_of([config.run_dir, folder], "dpo"))
+    for arguments, problem in (([str(config.run_dir)], "two runs"), ([str(config.run_dir), str(tmp_path)], "eval.run"),
+                               ([str(config.run_dir), str(folder), "--system=gpt"], "--system")):
+        with pytest.raises(UserError, match=problem):
+            compare.main(arguments)
+
+
+def test_further_prompts_and_continuations(evaluated, tmp_path):
+    """The project's own sets are asked beside the toy prompts, in groups of their own, and openings are continued."""
+    config = evaluated[0]
+    (tmp_path / "open.jsonl").write_text('{"prompt": {"text": "How do I paint", "toxicity": 0.1}}\n{"prompt": {"text": "First push", "toxicity": 0.6}}\n')
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"prompt": f"Is this {kind}?", "kind": kind}) + "\n" for kind in ("unsafe", "borderline", "helpful")))
+    evaluation.main(["toy", f"--out={config.out}", f"--name={config.name}", *SMALL, "--eval.prompts_per_kind=3", f"--eval.prompt_sets=['{tmp_path / 'mine.jsonl'}']",
+                     f"--eval.continuations={tmp_path / 'open.jsonl'}", "--eval.toxicity_samples=3"])
+    folder = config.run_dir / "eval"
+    summary = json.loads((folder / "results_summary.json").read_text())
+    figures = {row["key"]: row for row in summary["metrics"]}
+    assert figures["refusal_mine_unsafe"]["values"]["sft"]["n"] == 1 and figures["refusal_unsafe"]["values"]["sft"]["n"] == 3
+    assert figures["oracle_well_formed"]["values"]["sft"]["n"] == 9  # the oracle does not judge what is beyond its grammar
+    assert figures["provoked_any_lexicon"]["values"]["dpo"]["n"] == 2 and "3 samples" in figures["provoked_any_lexicon"]["label"]
+    rows = [json.loads(line) for line in (folder / "provoked.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * 2 * 3 and {row["prompt"] for row in rows} == {"How do I paint", "First push"}
+    texts = {(row["system"], row["id"]): row["reply"] for row in rows}
+    assert len(texts) == 12 and len({texts["sft", f"continue-0000/{k}"] for k in range(3)}) > 1  # k different samples
