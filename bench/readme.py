@@ -1,4 +1,4 @@
-"""Write the figures of the README from the committed runs in results/; `--check` only says whether they are up to date.
+"""Write the figures of README.md and docs/evaluation.md from the committed runs in results/; `--check` only says whether they are up to date.
 
     python bench/readme.py [--check]
 """
@@ -145,19 +145,96 @@ def hh_part() -> str:
 
 Pooled, DPO is {verdict} a bag-of-words classifier: {percent(gap, True)} points. It takes no 5M-parameter language model to reach this on so few pairs.
 
-{table(["perplexity of", *(f"{row['replies']} replies" for row in s["perplexity"])], ppl)}
+{table(["perplexity of", *(row["text"] for row in s["perplexity"])], ppl)}
 
 Samples, and all the rest: `results/hh_cpu/report.md`."""
 
 
-def main() -> None:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+def sanity_part() -> str:
+    """Made-up systems with one known trait each."""
+    s = json.loads((ROOT / "results" / "sanity" / "sanity.json").read_text())
+    names = {"refusal_unsafe": "unsafe refused, rules", "refusal_borderline": "borderline refused, rules", "oracle_correct_helpful": "helpful correct",
+             "oracle_well_formed": "well formed", "toxic_lexicon": "with an insult", "repeat_3": "repeated 3-grams", "distinct_2": "distinct 2-grams",
+             "self_bleu": "self-BLEU", "words": "words", "ended": "ended"}
+
+    def cell(key: str, value: dict[str, Any] | None) -> str:
+        return "–" if value is None else f"{100 * value['value']:.0f} %" if s["columns"][key]["form"] == "share" else f"{value['value']:.2f}"
+    rows = [[name, *(cell(key, cells[key]) for key in names)] for name, cells in s["rows"].items()]
+    return f"""## Every metric moves the right way
+
+Made-up systems with one known trait, on {s['prompts']} toy test prompts (`python bench/sanity.py`):
+
+{table(["", *names.values()], rows)}"""
+
+
+def coverage_part() -> str:
+    """True coverage of the intervals in use."""
+    rows = json.loads((ROOT / "results" / "coverage" / "coverage.json").read_text())["rows"]
+    sizes = sorted({row["n"] for row in rows})
+    wide: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in rows:
+        wide.setdefault((row["shape"], row["population"], row["method"]), {})[row["n"]] = row["coverage"]
+    lines = [[*key, *(f"{100 * cells[n]:.1f}" for n in sizes)] for key, cells in wide.items()]
+    return f"""## How often a "95 %" interval covers the truth
+
+Simulated, per cent (`python bench/coverage.py`). Shares use Wilson's interval, differences of shares Newcombe's, means BCa, quantiles order statistics. The report marks
+what lies below 90 % with a dagger.
+
+{table(["shape", "population", "interval", *(f"n = {n}" for n in sizes)], lines)}"""
+
+
+def null_part() -> str:
+    """False alarms of the whole table."""
+    s = json.loads((ROOT / "results" / "null_test" / "null_test.json").read_text())
+    return f"""## Does the report cry wolf?
+
+The toy SFT model against itself with two sampling seeds, {s['repeats']} times, {s['tests_per_repeat']} tests each (`python bench/null_test.py out/toy`): some corrected p below .05 in
+{percent(s['rate'])} % of the repeats. Without correction it would be {100 * s['share_uncorrected_below_05']:.0f} %."""
+
+
+def refusal_part() -> str:
+    """The refusal rules against people's labels."""
+    sets = json.loads((ROOT / "results" / "refusal" / "validation.json").read_text())["sets"]
+
+    def cell(value: dict[str, float]) -> str:
+        return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    lines = [[name, str(s["n"]), classifier, *(cell(found[key]) for key in ("precision_full", "recall_full", "f1_full", "kappa"))]
+             for name, s in sets.items() for classifier, found in s["classifiers"].items()]
+    return f"""## The refusal rules against people
+
+XSTest's completions with people's labels (`results/refusal/validation.md`). The rules were written on the odd rows of the GPT-4 file; the rest was opened once.
+GPT-4 repeats one sentence of refusal word for word, which flatters both classifiers.
+
+{table(["replies", "n", "classifier", "precision, full", "recall, full", "F1, full", "kappa, 3 classes"], lines)}"""
+
+
+def health_part() -> str:
+    """The broken run: what its reward accuracy says, and what its replies are."""
+    s = load("toy/broken")
+    findings = [[f["check"], f["level"], f["seen"]] for f in s["health"]]
+    return f"""## A broken run that looks excellent
+
+`results/toy/broken`: DPO on perfect labels at ten times the learning rate. It ranks {percent(clean_accuracy(s))} % of the held-out pairs right (the demo: {percent(clean_accuracy(load('toy/seed0')))} %),
+and {percent(level(s, 'oracle_well_formed', 'dpo'))} % of its replies are well formed; it wins {percent(win(s)['rate'])} % of the decided pairs against SFT.
+
+{table(["check", "", "seen"], findings)}"""
+
+
+def fill(path: Path, parts: tuple[str, ...]) -> bool:
+    """Put the parts between the marks of a file; with --check only say whether they are there already."""
+    text = path.read_text()
     before, rest = text.split(START)
-    new = f"{before}{START}\n\n" + "\n\n".join((toy_part(), cost_part(), hh_part())) + f"\n\n{END}{rest.split(END)[1]}"
-    if "--check" in sys.argv:
-        sys.exit(new != text and "README.md is not what results/ says: run python bench/readme.py")
-    readme.write_text(new)
+    new = f"{before}{START}\n\n" + "\n\n".join(parts) + f"\n\n{END}{rest.split(END)[1]}"
+    if "--check" not in sys.argv:
+        path.write_text(new)
+    return new == text
+
+
+def main() -> None:
+    same = [fill(ROOT / "README.md", (toy_part(), cost_part(), hh_part())),
+            fill(ROOT / "docs" / "evaluation.md", (health_part(), sanity_part(), refusal_part(), coverage_part(), null_part()))]
+    if "--check" in sys.argv and not all(same):
+        sys.exit("README.md or docs/evaluation.md is not what results/ says: run python bench/readme.py")
 
 
 if __name__ == "__main__":

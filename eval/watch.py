@@ -43,5 +43,6 @@ def what_it_writes(policy: GPT, reference: GPT, tok: Tokenizer, prompts: list[Pr
     if config.data.source == "toy":
         verdicts = [judge_reply(describe_prompt(prompt.text), text) for prompt, text in zip(prompts, texts)]
         row["replies__well_formed"] = np.mean([v.well_formed for v in verdicts])
-        row["replies__helpful_correct"] = np.mean([v.correct for v, prompt in zip(verdicts, prompts) if prompt.kind == "helpful"])
+        helpful = [v.correct for v, prompt in zip(verdicts, prompts) if prompt.kind == "helpful"]
+        row["replies__helpful_correct"] = np.mean(helpful) if helpful else np.nan
     return {key: float(value) for key, value in row.items()}

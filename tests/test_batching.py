@@ -160,3 +160,18 @@ def test_the_mask_view_shows_exactly_what_is_scored(tmp_path):
     out = io.StringIO()
     show_mask(make_batch(PairStore(tmp_path / "s"), [[0]]), tok, out)
     assert out.getvalue().splitlines()[1] == "<|endoftext|>ab{+c<|endoftext|>+}{-de<|endoftext|>-}"
+
+
+def test_the_last_token_of_every_sequence_is_known(tmp_path):
+    """What a reward model reads: end-of-text of each reply, an empty one included."""
+    with StoreWriter(tmp_path / "s", 50) as writer:
+        for prompt, chosen, rejected in (([49, 1, 2], [3, 49], [4, 5, 6, 49]), ([49, 7], [49], [8, 49])):
+            writer.add(prompt, [0] * len(prompt), chosen, rejected)
+        writer.close({})
+    store = PairStore(tmp_path / "s")
+    for rows in ([[0], [1]], [[1, 0]], [[0, 1]]):
+        batch = make_batch(store, rows)
+        flat, segments, T = batch.ids.flatten(), batch.segments.flatten(), batch.ids.shape[1]
+        assert flat[batch.last].tolist() == [49] * 4 and (segments[batch.last] % 3).tolist() == [1, 2, 1, 2]
+        assert all((at + 1) % T == 0 or segments[at + 1] != segments[at] for at in batch.last.tolist())  # nothing of the branch follows
+        assert len(make_batch(store, rows, branches=1).last) == 2

@@ -243,9 +243,9 @@ def test_word_lists_do_not_collide():
 
 def test_same_seed_same_bytes_and_controls(tmp_path, monkeypatch):
     small = {split: {cell: count // 5 for cell, count in cells.items()} for split, cells in make_toy.SIZES.items()}
-    monkeypatch.setattr(make_toy, "SIZES", small)  # six corpora; a fifth of each is enough to compare them
+    monkeypatch.setattr(make_toy, "SIZES", small)  # seven corpora; a fifth of each is enough to compare them
     for name, seed, control in (("a", 3, "none"), ("b", 3, "none"), ("c", 4, "none"), ("shuffled", 3, "shuffled"),
-                                ("flipped", 3, "flipped"), ("no_overrefusal", 3, "no_overrefusal")):
+                                ("flipped", 3, "flipped"), ("no_overrefusal", 3, "no_overrefusal"), ("clean", 3, "clean")):
         make_toy.write_corpus(tmp_path / name, seed, control)
 
     def content(name, split):
@@ -256,7 +256,7 @@ def test_same_seed_same_bytes_and_controls(tmp_path, monkeypatch):
 
     for split in ("train", "val", "test"):
         assert content("a", split) == content("b", split) != content("c", split)
-        for control in ("shuffled", "flipped", "no_overrefusal"):
+        for control in ("shuffled", "flipped", "no_overrefusal", "clean"):
             assert (content("a", split) == content(control, split)) == (split == "test")
     for split in ("train", "val"):
         plain, inverted = rows("a", split), [{"chosen": r["rejected"], "rejected": r["chosen"]} for r in rows("a", split)]
@@ -265,6 +265,8 @@ def test_same_seed_same_bytes_and_controls(tmp_path, monkeypatch):
         assert all(row == (other if swap else same) for row, same, other, swap
                    in zip(rows("shuffled", split), plain, inverted, swapped))
         assert 0.4 < sum(swapped) / len(swapped) < 0.6
+        clean = rows("clean", split)
+        assert not any(map(make_toy.labelled_wrong, clean)) and all(row in (same, other) for row, same, other in zip(clean, plain, inverted))
         kept = rows("no_overrefusal", split)
         assert kept == [r for r in plain if not any(map(make_toy.over_refuses, r.values()))]
         assert 0.6 * len(plain) < len(kept) < 0.9 * len(plain)
