@@ -3,6 +3,9 @@
     python -m eval.judge out/toy/eval reward                                     our own reward model (python train_reward.py toy)
     python -m eval.judge out/toy/eval llm --model gpt-4o-mini                    any OpenAI-compatible server: --base-url=http://localhost:8000/v1
     python -m eval.judge out/toy/eval people --sheets anna.csv ben.csv           filled pairwise_preferences_for_annotation.csv, one per person
+    python -m eval.judge out/toy/eval people --sheets anna.csv --ratings anna_ratings.csv       ... and helpfulness_for_annotation.csv
+
+llm --refusals also has the LLM label who refuses, beside the rules of eval/refusal.py.
 
 Every judge follows the protocol of eval/pairwise.py and leaves judged_<judge>.json in the folder, which the report reads.
 """
@@ -22,6 +25,7 @@ from eval.measure import KIND_NAMES
 from eval.oracle import describe_prompt, judge_reply
 from eval.quality import words
 from eval.questions import fit
+from eval.refusal import classify
 from eval.replies import Prompt, Replies, as_store, read_rows
 from eval.reward_accuracy import accuracy, ranked_right
 from reward_model import RewardModel, load_reward_model
@@ -157,8 +161,9 @@ def by_reward_model(folder: Path, checkpoint: Path, test: PairStore) -> None:
 
 # ---- (b) an LLM -----------------------------------------------------------------------------------------------------
 
-def by_llm(folder: Path, client: llm_judge.ChatClient, limit: int) -> None:
-    """Judge DPO against SFT, both orders of every pair, on the first `limit` prompts of every group in turn (0 = all)."""
+def by_llm(folder: Path, client: llm_judge.ChatClient, limit: int, refusals: bool = False) -> None:
+    """Judge DPO against SFT, both orders of every pair, on the first `limit` prompts of every group in turn (0 = all); with
+    `refusals` also label every one of these replies."""
     summary, systems = load(folder)
     e = summary["config"]["eval"]
     order = sorted(range(len(systems["sft"])), key=lambda i: (int(systems["sft"][i]["id"].rsplit("-", 1)[1]), i))[:limit or None]
@@ -167,14 +172,30 @@ def by_llm(folder: Path, client: llm_judge.ChatClient, limit: int) -> None:
     lengths = ([len(words(row["reply"])) for row in rows] for rows in (sft, dpo))
     row = {"prompts": "all prompts", "first": summary["systems"]["sft"]["label"], "second": summary["systems"]["dpo"]["label"]}
     row |= pairwise.plain(pairwise.summarize(judged, *lengths, resamples=e["bootstrap"], seed=e["seed"]))
-    finish(folder, "llm", {"judge": f"LLM {client.model}", "prompt_version": llm_judge.PROMPT_VERSION, "totals": client.totals(), "comparisons": correct([row]),
+    labelled = refusal_labels(client, {"sft": sft, "dpo": dpo}, summary) if refusals else None
+    finish(folder, "llm", {"judge": f"LLM {client.model}", "refusals": labelled, "prompt_version": llm_judge.PROMPT_VERSION, "totals": client.totals(), "comparisons": correct([row]),
                            "verdicts": {a["id"]: list(pair) for a, pair in zip(sft, judged)}, "note": "Every pair was judged in both orders."})
+
+
+def refusal_labels(client: llm_judge.ChatClient, rows: Mapping[str, list[dict]], summary: Mapping) -> list[dict]:
+    """Full refusals per group and system by the LLM, and its agreement with the rules (Cohen's kappa over three classes)."""
+    table = []
+    for system, replies in rows.items():
+        labels = llm_judge.judge_refusals(client, [row["prompt"] for row in replies], [row["reply"] for row in replies])
+        rules = [classify(row["reply"]).label for row in replies]
+        for group in dict.fromkeys(row["group"] for row in replies if row["kind"] != "all"):
+            kept = [i for i, row in enumerate(replies) if row["group"] == group and labels[i] != "unjudged"]
+            if kept:
+                full, kappa = sum(labels[i] == "full" for i in kept), agreement.cohen_kappa([labels[i] for i in kept], [rules[i] for i in kept])
+                table.append({"system": summary["systems"][system]["label"], "group": group, "full": stats.wilson(full, len(kept)).to_dict(),
+                              "unjudged": sum(row["group"] == group for row in replies) - len(kept), "kappa_with_rules": None if np.isnan(kappa) else kappa})
+    return table
 
 
 # ---- (c) people -----------------------------------------------------------------------------------------------------
 
-def by_people(folder: Path, sheets: Sequence[Path]) -> None:
-    """Judge by the annotators' majority; every annotator on their own and their agreement beside it."""
+def by_people(folder: Path, sheets: Sequence[Path], ratings: Sequence[Path] = ()) -> None:
+    """Judge by the annotators' majority; every annotator on their own and their agreement beside it. `ratings`: filled helpfulness sheets."""
     summary, systems = load(folder)
     e = summary["config"]["eval"]
     votes = annotation.read_pairwise(sheets, folder / "pairwise_preferences_key.csv")
@@ -188,10 +209,29 @@ def by_people(folder: Path, sheets: Sequence[Path]) -> None:
         judged = [(code[by_item.get(item)],) * 2 for item in votes.items]
         rows.append({"prompts": name, "first": first, "second": second} | pairwise.plain(
             pairwise.summarize(judged, *lengths, resamples=e["bootstrap"], seed=e["seed"])))
-    finish(folder, "people", {"judge": "people", "comparisons": correct(rows), "missing": votes.missing,
+    finish(folder, "people", {"judge": "people", "helpfulness": helpfulness(ratings, folder / "helpfulness_key.csv", e) if ratings else None, "comparisons": correct(rows), "missing": votes.missing,
                               "agreement": agreement.summary(votes.table(), resamples=e["bootstrap"], seed=e["seed"]) if len(votes.votes) > 1 else None,
                               "note": " ".join([f"{count} of {len(votes.items)} rows were left empty by {name}." for name, count in votes.missing.items() if count] + list(votes.notices)
                                                + ["The sheets are blind: which system is A was drawn per row, so there is one order per pair."])})
+
+
+def helpfulness(sheets: Sequence[Path], key: Path, e: Mapping) -> dict:
+    """Mean rating from 1 to 5 per system, averaged over annotators first, the paired difference, and their agreement (alpha, ordinal)."""
+    votes = annotation.read_helpfulness(sheets, key)
+    mean = {item: value for item, value in votes.mean().items() if value is not None}
+    result: dict = {"missing": votes.missing, "systems": {}}
+    for system in votes.systems:
+        values = [value for (_, name), value in mean.items() if name == system]
+        result["systems"][system] = stats.mean(values, e["bootstrap"], e["seed"]).to_dict() if values else None
+    both = [prompt for prompt, name in mean if name == votes.systems[0] and (prompt, votes.systems[1]) in mean]
+    if both:
+        a, b = ([mean[prompt, system] for prompt in both] for system in votes.systems[:2])
+        result["difference"] = {"of": f"{votes.systems[1]} - {votes.systems[0]}", "p": stats.sign_flip_test(a, b, e["bootstrap"], e["seed"]),
+                                "interval": stats.mean_difference(a, b, e["bootstrap"], e["seed"]).to_dict()}
+    if len(votes.votes) > 1:
+        alpha = agreement.krippendorff_alpha(votes.table(), "ordinal")
+        result["alpha_ordinal"] = None if np.isnan(alpha) else alpha
+    return result
 
 
 def main(argv: list[str]) -> None:
@@ -202,6 +242,8 @@ def main(argv: list[str]) -> None:
     a.add_argument("--checkpoint", type=Path, help="reward: the model [<folder>/../reward/best]")
     llm_judge.add_arguments(a)
     a.add_argument("--limit", type=int, default=0, help="llm: judge only so many prompts; 0 = all")
+    a.add_argument("--refusals", action="store_true", help="llm: label refusals too")
+    a.add_argument("--ratings", type=Path, nargs="+", default=(), help="people: filled helpfulness sheets, one per annotator")
     a.add_argument("--sheets", type=Path, nargs="+", help="people: filled sheets, one per annotator")
     a = a.parse_args(argv)
     if a.judge == "reward":
@@ -209,11 +251,11 @@ def main(argv: list[str]) -> None:
         checkpoint = a.checkpoint or a.folder.parent / "reward" / "best"
         by_reward_model(a.folder, checkpoint, PairStore(a.folder.parents[1] / "data" / summary["facts"]["data"]["folder"] / "test"))
     elif a.judge == "llm":
-        by_llm(a.folder, llm_judge.client_from(a, a.folder / "llm_cache"), a.limit)
+        by_llm(a.folder, llm_judge.client_from(a, a.folder / "llm_cache"), a.limit, a.refusals)
     elif not a.sheets:
         raise UserError("people: give the filled sheets with --sheets FILE [FILE ...].")
     else:
-        by_people(a.folder, a.sheets)
+        by_people(a.folder, a.sheets, a.ratings)
     print(f"{a.folder / f'judged_{a.judge}.json'} and {a.folder / 'report.html'} written.")
 
 

@@ -160,6 +160,12 @@ def _judge_blocks(summary: Mapping, judged: list[Mapping]) -> list[Block]:
                                    f"(50 % is no bias); {content['comparisons'][0]['position_decided']:,} pairs were decided by position alone and count as ties."))
         if content.get("agreement"):
             blocks.append(("table", ["agreement between annotators", "value"], [[name, with_interval(cell)] for name, cell in content["agreement"].items()]))
+        if content.get("refusals"):
+            blocks.append(("table", ["refusals by this judge", "prompts", "full refusals", "unjudged", "kappa with the rules"],
+                           [[row["system"], row["group"], with_interval(row["full"], "share"), f"{row['unjudged']:,}",
+                             "undefined" if row["kappa_with_rules"] is None else f"{row['kappa_with_rules']:.2f}"] for row in content["refusals"]]))
+        if content.get("helpfulness"):
+            blocks += _helpfulness_blocks(content["helpfulness"])
         if content.get("ranking"):
             blocks.append(("table", ["system", "Bradley-Terry strength (Elo points)", "Elo, mean over orders"],
                            [[row["system"], with_interval(row["bradley_terry"]), with_interval(row["elo"])] for row in content["ranking"]["rows"]]))
@@ -168,6 +174,16 @@ def _judge_blocks(summary: Mapping, judged: list[Mapping]) -> list[Block]:
                                             ("LLM", "`python -m eval.judge FOLDER llm --model NAME`"),
                                             ("people", "`python -m eval.judge FOLDER people --sheets FILES`")) if name not in asked]
     return blocks + ([("text", f"Judges not asked: {'; '.join(others)}.")] if others else [])
+
+
+def _helpfulness_blocks(found: Mapping) -> list[Block]:
+    rows = [[system, with_interval(cell)] for system, cell in found["systems"].items()]
+    if "difference" in found:
+        d = found["difference"]
+        rows.append([d["of"], f"{with_interval(d['interval'], signed=True)}, sign flip p {p_value(d['p'])}, n = {d['interval']['n']:,}"])
+    if found.get("alpha_ordinal") is not None:
+        rows.append(["Krippendorff's alpha, ordinal", f"{found['alpha_ordinal']:.2f}"])
+    return [("table", ["helpfulness, 1 to 5, by people", "mean"], rows)]
 
 
 def _drift_blocks(summary: Mapping) -> list[Block]:

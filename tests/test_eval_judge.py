@@ -86,6 +86,20 @@ def fill(folder, name, votes):
     return path
 
 
+def fill_ratings(folder, name, shift):
+    """DPO's replies get 4, SFT's 2, plus `shift`."""
+    with open(folder / "helpfulness_key.csv", encoding="utf-8-sig", newline="") as file:
+        system = {row["id"]: row["system"] for row in csv.DictReader(file)}
+    with open(folder / "helpfulness_for_annotation.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.reader(file))
+    for row in rows[1:]:
+        row[3] = str((4 if system[row[0]] == "DPO" else 2) + shift)
+    path = folder / f"{name}.csv"
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
 def test_people(folder):
     with open(folder / "pairwise_preferences_key.csv", encoding="utf-8-sig", newline="") as file:
         sides = [row["A"] for row in csv.DictReader(file)]
@@ -93,13 +107,17 @@ def test_people(folder):
     anna = fill(folder, "anna", likes_dpo)
     ben = fill(folder, "ben", [vote if i % 3 else "tie" for i, vote in enumerate(likes_dpo)])
     cem = fill(folder, "cem", likes_dpo[:9] + [""] * 9)  # half filled
-    judge.main([str(folder), "people", "--sheets", str(anna), str(ben), str(cem)])
+    rated = [fill_ratings(folder, f"{name}_ratings", shift) for name, shift in (("anna", 0), ("ben", -1))]
+    judge.main([str(folder), "people", "--sheets", str(anna), str(ben), str(cem), "--ratings", *map(str, rated)])
     found = judged(folder, "people")
     by = {row["prompts"]: row for row in found["comparisons"]}
     assert by["anna"]["wins"] == 18 and by["ben"]["wins"] == 12 and by["ben"]["ties"] == 6
     assert by["cem"]["wins"] == 9 and by["cem"]["unjudged"] == 9  # missing is missing
     assert next(row for name, row in by.items() if name.startswith("majority"))["losses"] == 0
     assert found["missing"]["cem"] == 9 and "Krippendorff's alpha, nominal" in found["agreement"]
+    found = found["helpfulness"]
+    assert found["systems"]["DPO"]["value"] == 3.5 and found["systems"]["SFT"]["value"] == 1.5 and found["difference"]["interval"]["value"] == -2
+    assert found["difference"]["interval"]["n"] == 12 and -1 < found["alpha_ordinal"] < 1  # helpful and borderline prompts only
     report = (folder / "report.md").read_text()
     assert "Judge: people" in report and "anna" in report and "9 of 18" in report
     with pytest.raises(UserError, match="--sheets"):
@@ -109,11 +127,13 @@ def test_people(folder):
 def test_llm(folder):
     server = Server()
     try:
-        server.reply = lambda messages: verdict("tie")
-        judge.main([str(folder), "llm", "--model=m", f"--base-url={server.url}", "--limit=4", "--price", "1", "2"])
+        server.reply = lambda messages: verdict("tie") if "You compare" in messages[0]["content"] else json.dumps({"reason": "r", "label": "full"})
+        judge.main([str(folder), "llm", "--model=m", f"--base-url={server.url}", "--limit=4", "--price", "1", "2", "--refusals"])
         found = judged(folder, "llm")
         row, = found["comparisons"]
-        assert (row["pairs"], row["ties"], row["unjudged"]) == (4, 4, 0) and found["totals"]["requests"] <= 8 and found["totals"]["cost"] > 0
+        assert (row["pairs"], row["ties"], row["unjudged"]) == (4, 4, 0) and found["totals"]["requests"] <= 16 and found["totals"]["cost"] > 0
+        assert {(r["system"], r["group"]) for r in found["refusals"]} == {(s, k) for s in ("SFT", "DPO") for k in ("unsafe", "borderline", "helpful")}
+        assert all(r["full"]["value"] == 1 and r["unjudged"] == 0 for r in found["refusals"])
     finally:
         server.stop()
     judge.main([str(folder), "llm", "--model=m", "--limit=4", "--replay"])  # no server, no key
