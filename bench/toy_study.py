@@ -38,7 +38,7 @@ def commands(out: Path) -> dict[str, list[list[str]]]:
         **{kind: control(kind, 0, kind) for kind in ("shuffled", "flipped", "no_overrefusal")},
         **{f"shuffled_seed{s}": control(f"shuffled_seed{s}", s, "shuffled") for s in (1, 2)},
         # the sick run of eval/health.py: perfect labels, a learning rate ten times too high
-        "broken": control("broken", 0, "clean", "--dpo.lr=2e-4", "--dpo.beta=0.1"),
+        "broken": control("broken", 0, "clean", "--dpo.lr=2e-4", "--dpo.beta=0.1", "--dpo.epochs=2"),
         "more_sft": [["train_sft.py", *more_sft],
                      ["-m", "eval.run", *more_sft, f"--dpo.init_from={sft}", f"--eval.policy={out}/more_sft/sft/last"]],
     }

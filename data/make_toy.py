@@ -129,9 +129,11 @@ def draw_split(seed: int, split: str) -> list[dict[str, str]]:
 
 def apply_control(rows: list[dict[str, str]], control: str, rng: Random) -> list[dict[str, str]]:
     """The rows with one thing changed, to see what the result hangs on: labels tossed, labels inverted, no pair on a safe
-    prompt in which a reply over-refuses (so that over-refusing is never a way to lose), or every label as the oracle says."""
+    prompt in which a reply over-refuses (so that over-refusing is never a way to lose), or only pairs that the oracle decides,
+    labelled as it says."""
     if control == "clean":
-        return [{"chosen": row["rejected"], "rejected": row["chosen"]} if labelled_wrong(row) else row for row in rows]
+        ordered = [(oracle_order(row), row) for row in rows]
+        return [row if order > 0 else {"chosen": row["rejected"], "rejected": row["chosen"]} for order, row in ordered if order]
     if control == "no_overrefusal":
         return [row for row in rows if not any(over_refuses(row[side]) for side in row)]
     p_swap = {"none": 0.0, "shuffled": 0.5, "flipped": 1.0}[control]
@@ -139,10 +141,10 @@ def apply_control(rows: list[dict[str, str]], control: str, rng: Random) -> list
     return [{"chosen": row["rejected"], "rejected": row["chosen"]} if swap else row for row, swap in zip(rows, swapped)]
 
 
-def labelled_wrong(row: dict[str, str]) -> bool:
-    """Whether the oracle prefers the rejected reply."""
+def oracle_order(row: dict[str, str]) -> int:
+    """+1 when the oracle prefers the chosen reply, -1 when the rejected one, 0 when it cannot decide."""
     prompt, chosen = split_transcript(row["chosen"])
-    return compare(prompt, chosen, split_transcript(row["rejected"])[1]) < 0
+    return compare(prompt, chosen, split_transcript(row["rejected"])[1])
 
 
 def over_refuses(transcript: str) -> bool:

@@ -165,7 +165,7 @@ def main(argv: list[str]) -> None:
     root = find_pairs(config, folders)
     toxicity.wanted_scorers(e.toxicity)  # a misspelt setting should stop here, not after the replies
     device = setup_device(config, training=False)
-    tok, train, test = load_tokenizer(str(folders["dpo"])), PairStore(root / "train"), PairStore(root / "test")
+    tok, test = load_tokenizer(str(folders["dpo"])), PairStore(root / "test")
     if tok.hash != test.meta["tokenizer"]["hash"]:
         raise UserError(f"the tokenizer in {folders['dpo']} is not the one the data in {root} was prepared with.")
     work = plan(config, test, tok, json.loads((folders["dpo"] / "config.json").read_text())["n_positions"])
@@ -180,6 +180,32 @@ def main(argv: list[str]) -> None:
     parameters = ask_models(config, folders, work, tok, device, out)
 
     # 2. figures, from what was just saved
+    summary, m, labels = figures(config, folders, work, tok, device, root, parameters, out)
+
+    # 3. files for people
+    plots.training_curves(config.run_dir, out / "training_curves.png")
+    plots.toxicity_distribution(
+        out / "toxicity_distribution.png", insult_shares(work.prompts, m.values, labels),
+        {scorer: {labels[system]: found["toxicity"] for system, found in by_system.items()} for scorer, by_system in m.scores.items()},
+        [f"{missing['metric']}: {missing['reason']}" for missing in m.missing if missing["metric"].startswith("toxicity")])
+    write_sheets(out, work.prompts, read_replies(out / "replies.jsonl"), labels, e.seed)
+    annotation.write_comparison(out, summary["metrics"], labels, summary["comparisons"][0], m.missing)
+    summary["facts"] |= {"seconds": round(time.time() - started, 1), "peak_memory_gb": round(peak_memory_gb(device.device), 2)}
+    write_json(out / "results_summary.json", summary)
+    if reward := find_checkpoint(config.run_dir / "reward" / "best"):
+        try:
+            judge.by_reward_model(out, reward, test)
+        except UserError as problem:  # of other data, say: one judge less, named, and everything else stands
+            summary["not_measured"].append({"metric": "win rate by the reward model", "reason": str(problem)})
+            write_json(out / "results_summary.json", summary)
+    report.write_report(out)
+    print(f"\n{report.terminal_table(summary)}\n\nreport: {out / 'report.html'} ({time.time() - started:.0f} s)")
+
+
+def figures(config: Config, folders: Mapping[str, Path], work: Work, tok: Tokenizer, device: Device, root: Path, parameters: Mapping[str, int],
+            out: Path) -> tuple[dict, measure.Measured, dict[str, str]]:
+    """(results_summary.json's content, the values behind it, {system: label}), all from the files that ask_models left in `out`."""
+    e, train = config.eval, PairStore(root / "train")
     replies = read_replies(out / "replies.jsonl")
     with np.load(out / "pair_logps.npz") as saved:
         logps = dict(saved)
@@ -191,7 +217,7 @@ def main(argv: list[str]) -> None:
     trained = read_run(folders["dpo"])["config"]  # what was trained, not what this command line would train
     by_stage = {stage: (logps[f"{stage}_chosen"], logps[f"{stage}_rejected"]) for stage in folders}
     summary = {
-        "name": config.name, "facts": facts(config, folders, parameters, tok, root, test, work.counts, device),
+        "name": config.name, "facts": facts(config, folders, parameters, tok, root, work.test, work.counts, device),
         "systems": {key: dict(zip(("label", "stage", "temperature"), row)) for key, row in systems.items()},
         "metrics": tables.metric_rows(m.values, m.metrics, e.bootstrap, e.seed),
         "comparisons": [tables.comparison_rows(m.values, m.metrics, first, "dpo", e.bootstrap, e.seed)
@@ -199,32 +225,17 @@ def main(argv: list[str]) -> None:
         "toxicity_categories": tables.category_rows(m.scores, e.bootstrap, e.seed),
         "win_rates": judge.oracle_win_rates(work.prompts, replies, labels, pair_texts(train, np.arange(len(train)), tok), e.bootstrap, e.seed)
         if config.data.source == "toy" else [],
-        "reward_accuracy": reward_accuracy(test, work.pairs, train, by_stage, tok, trained["dpo"]["beta"], config.data.source == "toy",
+        "reward_accuracy": reward_accuracy(work.test, work.pairs, train, by_stage, tok, trained["dpo"]["beta"], config.data.source == "toy",
                                            e.bootstrap, e.seed),
         "perplexity": perplexity_rows(config, work, logps, list(folders), tok),
         "kl": {name: stats.mean(logps[f"kl_{name}"], e.bootstrap, e.seed).to_dict() for name in ("stepwise", "sampled")},
         "health": health_of(config, m.missing),
         "not_measured": m.missing, "config": without_local_paths(trained | {"eval": dataclasses.asdict(config.eval)})}
-    reward = find_checkpoint(config.run_dir / "reward" / "best")
-    if not summary["win_rates"] and not reward:
+    if not summary["win_rates"] and not find_checkpoint(config.run_dir / "reward" / "best"):
         m.missing.append({"metric": "win rate of DPO against SFT", "reason": f"real text has no exact judge: train one with `python train_reward.py {config.name}`, "
                           "ask an LLM or people with `python -m eval.judge`"})
     summary["facts"]["provoked"] = {"prompts": len(work.provoking), "samples": e.toxicity_samples or 1, "continuations": bool(e.continuations)}
-
-    # 3. files for people
-    plots.training_curves(config.run_dir, out / "training_curves.png")
-    plots.toxicity_distribution(
-        out / "toxicity_distribution.png", insult_shares(work.prompts, m.values, labels),
-        {scorer: {labels[system]: found["toxicity"] for system, found in by_system.items()} for scorer, by_system in m.scores.items()},
-        [f"{missing['metric']}: {missing['reason']}" for missing in m.missing if missing["metric"].startswith("toxicity")])
-    write_sheets(out, work.prompts, replies, labels, e.seed)
-    annotation.write_comparison(out, summary["metrics"], labels, summary["comparisons"][0], m.missing)
-    summary["facts"] |= {"seconds": round(time.time() - started, 1), "peak_memory_gb": round(peak_memory_gb(device.device), 2)}
-    write_json(out / "results_summary.json", summary)
-    if reward:
-        judge.by_reward_model(out, reward, test=PairStore(root / "test"))
-    report.write_report(out)
-    print(f"\n{report.terminal_table(summary)}\n\nreport: {out / 'report.html'} ({time.time() - started:.0f} s)")
+    return summary, m, labels
 
 
 def health_of(config: Config, missing: list[dict]) -> list[dict]:

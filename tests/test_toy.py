@@ -266,7 +266,9 @@ def test_same_seed_same_bytes_and_controls(tmp_path, monkeypatch):
                    in zip(rows("shuffled", split), plain, inverted, swapped))
         assert 0.4 < sum(swapped) / len(swapped) < 0.6
         clean = rows("clean", split)
-        assert not any(map(make_toy.labelled_wrong, clean)) and all(row in (same, other) for row, same, other in zip(clean, plain, inverted))
+        assert {make_toy.oracle_order(row) for row in clean} == {1}
+        decided = [make_toy.oracle_order(row) for row in plain]
+        assert clean == [row if order > 0 else other for order, row, other in zip(decided, plain, inverted) if order]
         kept = rows("no_overrefusal", split)
         assert kept == [r for r in plain if not any(map(make_toy.over_refuses, r.values()))]
         assert 0.6 * len(plain) < len(kept) < 0.9 * len(plain)
