@@ -211,11 +211,13 @@ GPT-4 repeats one sentence of refusal word for word, which flatters both classif
 def health_part() -> str:
     """The broken run: what its reward accuracy says, and what its replies are."""
     s = load("toy/broken")
+    rows = [json.loads(line) for line in (ROOT / "results" / "toy" / "broken" / "dpo_metrics.jsonl").read_text().splitlines()]
+    said = [row["rewards/accuracy"] for row in rows if row["split"] == "val"][-1]
     findings = [[f["check"], f["level"], f["seen"]] for f in s["health"]]
     return f"""## A broken run that looks excellent
 
-`results/toy/broken`: DPO on perfect labels at ten times the learning rate. It ranks {percent(clean_accuracy(s))} % of the held-out pairs right (the demo: {percent(clean_accuracy(load('toy/seed0')))} %),
-and {percent(level(s, 'oracle_well_formed', 'dpo'))} % of its replies are well formed; it wins {percent(win(s)['rate'])} % of the decided pairs against SFT.
+`results/toy/broken`: DPO on perfect labels at ten times the learning rate. Its validation accuracy ends at {100 * said:.1f} %, and it ranks
+{percent(clean_accuracy(s))} % of the test pairs right (the demo: {percent(clean_accuracy(load('toy/seed0')))} %). But {percent(level(s, 'oracle_well_formed', 'dpo'))} % of its replies are well formed; it wins {percent(win(s)['rate'])} % of the decided pairs against SFT.
 
 {table(["check", "", "seen"], findings)}"""
 

@@ -3,7 +3,9 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ OWN = Path(__file__).parent / "prompts"
 OWN_FILES = {"unsafe": "unsafe", "borderline": "lookalike", "helpful": "helpful"}  # kind -> file
 NAMED = {"xstest": "prompt", "advbench": "goal", "simplesafetytests": "prompts_final"}  # published set -> its prompt column
 PROMPT_COLUMNS = ("prompt", "prompts_final", "goal", "question", "instruction", "text", "behavior", "Behavior", "Question")
+CATEGORY_COLUMNS = ("harm_area", "category", "type", "SemanticCategory")
 KINDS = ("unsafe", "borderline", "helpful")
 
 
@@ -29,22 +32,25 @@ def read_prompt_set(source: str) -> list[SetPrompt]:
     """The prompts of `own`, of a published set (`xstest:FILE`, `advbench:FILE`, `simplesafetytests:FILE`), or of any CSV, JSON or JSONL file.
 
     A file of one's own needs a column such as `prompt`; `id`, `category` and `kind` (unsafe, borderline, helpful) are used where
-    present. Repeated texts are dropped with a line saying how many. UserError for a file that cannot be read as prompts.
+    present. Line breaks and runs of spaces become one space. Repeated texts are dropped with a line saying how many. UserError for
+    a file that cannot be read as prompts. XSTest: Röttger et al. 2024; AdvBench: Zou et al. 2023; SimpleSafetyTests: Vidgen et al. 2023.
     """
     if source == "own":
         return [SetPrompt(row["id"], kind, row["category"], row["prompt"]) for kind, name in OWN_FILES.items()
                 for row in _rows(OWN / f"{name}.jsonl")]
-    name, _, path = source.rpartition(":")
-    if name and name not in NAMED:
+    name, colon, path = source.partition(":")
+    if name not in NAMED and (not colon or Path(source).exists()):
+        name, path = "", source  # a colon may belong to the file's name
+    elif name not in NAMED:
         raise UserError(f"eval.prompt_sets: unknown set '{name}' in '{source}'; known: own, {', '.join(f'{n}:FILE' for n in NAMED)}, or a file.")
+    if not path:
+        raise UserError(f"eval.prompt_sets: '{source}' names no file; write {name or 'xstest'}:FILE.")
     rows = _rows(Path(path))
     column = _prompt_column(rows[0], NAMED.get(name, ""), path)
     prompts, seen, ids, dropped = [], set(), set(), 0
     for number, row in enumerate(rows, 1):
-        text = " ".join(str(row.get(column) or "").split())
-        if not text:
-            raise UserError(f"{path}: row {number} has an empty '{column}'.")
-        key = str(row.get("id") or f"{Path(path).name.partition('.')[0]}-{number}")
+        text = " ".join(_string(row.get(column), column, path, number).split())
+        key = str(row["id"]) if row.get("id") not in (None, "") else f"{Path(path).name.partition('.')[0]}-{number}"
         if key in ids:
             raise UserError(f"{path}: row {number} repeats the id '{key}'.")
         ids.add(key)
@@ -52,7 +58,7 @@ def read_prompt_set(source: str) -> list[SetPrompt]:
             dropped += 1
             continue
         seen.add(text)
-        prompts.append(SetPrompt(key, _kind(name, row), str(row.get("category") or row.get("type") or row.get("harm_area") or ""), text))
+        prompts.append(SetPrompt(key, _kind(name, row, path, number), next((str(row[c]) for c in CATEGORY_COLUMNS if row.get(c)), ""), text))
     if dropped:
         print(f"{path}: {dropped} repeated prompts left out.")
     return prompts
@@ -65,8 +71,20 @@ def _prompt_column(row: dict, wanted: str, path: str) -> str:
     raise UserError(f"{path} has no column '{wanted or 'prompt'}'; it has {', '.join(map(str, row))}.")
 
 
-def _kind(name: str, row: dict) -> str:
-    if name == "xstest":  # safe types are homonyms, figurative_language, ...; older copies without labels call their unsafe twins contrast_...
+def _string(value: object, column: str, path: str, number: int) -> str:
+    """The text of a cell. An object or a list is an error: its Python spelling would be asked as if it were the prompt."""
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"{path}: '{column}' of row {number} is not text.")
+    if not (value or "").strip():
+        raise UserError(f"{path}: row {number} has an empty '{column}'.")
+    return value
+
+
+def _kind(name: str, row: dict, path: str, number: int) -> str:
+    if name == "xstest":
+        if not (row.get("type") or row.get("label")):  # a missing label is no proof of safety
+            raise UserError(f"{path}: row {number} has neither a 'type' nor a 'label', so safe and unsafe prompts cannot be told apart.")
+        # safe types are homonyms, figurative_language, ...; older copies without labels call their unsafe twins contrast_...
         return "unsafe" if row.get("label") == "unsafe" or str(row.get("type")).startswith("contrast") else "borderline"
     if name:
         return "unsafe"  # AdvBench and SimpleSafetyTests hold nothing else
@@ -76,16 +94,18 @@ def _kind(name: str, row: dict) -> str:
 def read_continuations(path: str, limit: int = 0) -> list[SetPrompt]:
     """Openings to be continued, in RealToxicityPrompts' layout ({"prompt": {"text", "toxicity"}} per line) or any file with a prompt column.
 
-    The category is "toxic" or "nontoxic" by the opening's own published score (from .5), "" without one. limit > 0 takes the first.
+    RealToxicityPrompts: Gehman et al. 2020. The category is "toxic" or "nontoxic" by the opening's own published score (from .5), ""
+    without one; it is not taken from the file's name, since a "toxic" file may hold low-scored openings. limit > 0 takes the first.
     """
     openings = []
     for number, row in enumerate(_rows(Path(path)), 1):
         prompt = row.get("prompt")
         text, score = (prompt.get("text"), prompt.get("toxicity")) if isinstance(prompt, dict) else (row[_prompt_column(row, "", path)], None)
-        if not str(text or "").strip():
-            raise UserError(f"{path}: row {number} has an empty prompt.")
-        category = "" if score is None else "toxic" if score >= 0.5 else "nontoxic"
-        openings.append(SetPrompt(f"{Path(path).name.partition('.')[0]}-{number}", "all", category, str(text).rstrip()))
+        if score is not None and (isinstance(score, bool) or not isinstance(score, (int, float))):
+            raise UserError(f"{path}: the toxicity of row {number} is not a number.")
+        category = "" if score is None or math.isnan(score) else "toxic" if score >= 0.5 else "nontoxic"
+        text = _string(text, "prompt", path, number).rstrip()
+        openings.append(SetPrompt(f"{Path(path).name.partition('.')[0]}-{number}", "all", category, text))
         if limit and len(openings) == limit:
             break
     return openings
@@ -112,7 +132,9 @@ def _text(path: Path) -> str:
         raise UserError(f"there is no file {path}.") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder: name the file.") from None
-    except (OSError, EOFError):
+    except PermissionError:
+        raise UserError(f"{path} may not be read: check its permissions.") from None
+    except (OSError, EOFError, zlib.error):
         raise UserError(f"{path} is not a whole gzip file.") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text.") from None
@@ -122,10 +144,14 @@ def _rows(path: Path) -> list[dict]:
     """The rows of a CSV, JSONL or JSON file (a list of objects or of strings)."""
     text, kind = _text(path), path.name.removesuffix(".gz").rsplit(".", 1)[-1].lower()
     if kind == "csv":
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            rows = list(reader)
+        except csv.Error as e:
+            raise UserError(f"{path} line {reader.line_num} is not CSV ({e}).") from None
     elif kind == "jsonl":
-        rows = []
-        for number, line in enumerate(text.splitlines(), 1):
+        rows = []  # not splitlines(): JSON strings may hold U+2028, which it takes for the end of a line
+        for number, line in enumerate(text.split("\n"), 1):
             try:
                 rows += [json.loads(line)] if line.strip() else []
             except ValueError:
@@ -133,7 +159,7 @@ def _rows(path: Path) -> list[dict]:
     elif kind == "json":
         try:
             rows = json.loads(text)
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise UserError(f"{path} is not JSON ({e}).") from None
         rows = _flat(rows, "")
     else:

@@ -114,7 +114,7 @@ class EvalConfig:
     continuations: str = opt("", "openings to be continued, in RealToxicityPrompts' layout; empty = toxicity of replies only")
     toxicity_samples: int = opt(0, "samples per prompt for the expected maximum toxicity; 0 = off, 25 in the literature")
     toxicity_prompts: int = opt(100, "openings (or unsafe prompts) that are sampled so often; 0 = all")
-    general_text: str = opt("", "text file for perplexity on general text; empty = the project's own forty paragraphs")
+    general_text: str = opt("", "text file for perplexity on general text; empty = the project's own sixty paragraphs")
     toxicity: str = opt("lexicon", "lexicon | detoxify:original | detoxify:unbiased | detoxify:original-small | both")
     detoxify_checkpoint: str = opt("", "local Detoxify checkpoint file")
     detoxify_folder: str = opt("", "folder with the base model's config and tokenizer for that checkpoint")

@@ -84,8 +84,9 @@ def test_the_broken_run_is_flagged(tmp_path):
     summary = json.loads((folder / "results_summary.json").read_text())
     clean = next(t for t in summary["reward_accuracy"]["tables"] if "clean" in t["truth"])["judges"]["dpo"]["pooled"]["accuracy"]
     against_sft = summary["win_rates"][0]["rate"]
-    assert clean["value"] >= 0.95 and against_sft["high"] < 0.5
     rows = [json.loads(line) for line in (folder / "dpo_metrics.jsonl").read_text().splitlines()]
+    said = [row["rewards/accuracy"] for row in rows if row["split"] == "val"][-1]
+    assert said >= 0.95 and clean["value"] >= 0.9 and against_sft["high"] < 0.5
     settings = json.loads((folder / "dpo_run.json").read_text())["config"]["dpo"]
     found = levels(rows, objective=settings["objective"], beta=settings["beta"])
     assert found["accuracy against replies"] == found["well-formed replies"] == "alarm" and found["loss at step 0"] == "ok"
