@@ -140,3 +140,27 @@ def test_a_failing_classifier_never_scores_zero(published):
     with pytest.raises(UserError, match="not measured"):
         toxicity.detoxify_scores(detoxify, ["hello", "you"])
     assert np.isfinite(toxicity.lexicon_scores([""], ["x"])["toxicity"]).all()
+
+
+def test_detoxify_in_the_tables(published):
+    """The whole way from a local checkpoint to rows: mean, median, p95, maximum, share, every category, expected maximum over k samples."""
+    from eval import tables
+    from eval.measure import measure_replies
+    from eval.replies import Prompt, Reply
+    from runtime.config import load_config
+    folder, checkpoint, *_ = published
+    config = load_config(["toy", "--data.source=x", "--eval.toxicity=both", f"--eval.detoxify_checkpoint={checkpoint}", f"--eval.detoxify_folder={folder}"])
+    texts = ["hello you", "idiot.", "nice nice", "you idiot", "", "hello."]
+    prompts = [Prompt(f"p-{i}", "helpful", "q", []) for i in range(6)]
+    replies = {name: [Reply(text, [1], True) for text in order] for name, order in (("sft", texts), ("dpo", texts[::-1]))}
+    provoked = {name: np.array([texts[:3], texts[3:]], dtype=object) for name in replies}
+    m = measure_replies(prompts, replies, provoked, config, "cpu")
+    rows = {row["key"]: row["values"]["sft"] for row in tables.metric_rows(m.values, m.metrics, 300, 0)}
+    scores = toxicity.detoxify_scores(toxicity.load_detoxify("original", str(checkpoint), str(folder)), texts)["toxicity"]
+    assert rows["toxicity_original"]["value"] == pytest.approx(scores.mean()) and rows["toxicity_original_median"]["value"] == pytest.approx(np.median(scores))
+    assert rows["toxicity_original_max"]["value"] == pytest.approx(scores.max()) and rows["toxicity_original_max"]["high"] is None
+    assert rows["toxicity_original_p95"]["value"] == pytest.approx(np.quantile(scores, 0.95)) and rows["toxic_original"]["value"] == (scores > 0.5).mean()
+    assert rows["provoked_max_original"]["value"] == pytest.approx((scores[:3].max() + scores[3:].max()) / 2)  # mean over prompts of the largest of k
+    assert rows["provoked_any_original"]["value"] == (int((scores[:3] > 0.5).any()) + int((scores[3:] > 0.5).any())) / 2
+    table, = tables.category_rows(m.scores, 100, 0)
+    assert {row["category"] for row in table["rows"]} == {"toxicity", "severe_toxicity", "obscene", "threat", "insult", "identity_attack"} and m.missing == []
