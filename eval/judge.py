@@ -124,9 +124,9 @@ def reward_scores(model: RewardModel, store: PairStore, branches: int, micro_tok
     model.eval()
     scores = np.zeros((len(store), branches))
     for rows in micro_batches(np.arange(len(store)), row_lengths(store, branches), micro_tokens):
-        batch = make_batch(store, rows, branches=branches)
+        batch = make_batch(store, rows, branches=branches).to(model.device)
         values = model(batch.ids, batch.positions, batch.segments, batch.last)
-        scores[batch.pairs] = values.view(-1, branches).numpy()
+        scores[batch.pairs] = values.view(-1, branches).cpu().numpy()
     return scores
 
 
@@ -142,6 +142,7 @@ def by_reward_model(folder: Path, checkpoint: Path, test: PairStore) -> None:
     """Judge all systems of an evaluation; a reply is scored as if it had ended where it was cut."""
     summary, systems = load(folder)
     model, tok, e = load_reward_model(checkpoint), load_tokenizer(str(checkpoint)), summary["config"]["eval"]
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     if tok.hash != test.meta["tokenizer"]["hash"]:
         raise UserError(f"the reward model in {checkpoint} has another tokenizer than the test pairs.")
     scores = {}
