@@ -137,6 +137,11 @@ def hh_part() -> str:
     gap = next(t for t in s["reward_accuracy"]["tables"] if t["truth"] == "labels as given")["dpo_minus_bag_of_words"]
     verdict = "not clearly different from" if gap["low"] <= 0 <= gap["high"] else "above" if gap["low"] > 0 else "below"
     ppl = [[stage, *(f"{row['stages'][stage]['perplexity']['value']:.1f}" for row in s["perplexity"])] for stage in ("base", "sft", "dpo") if stage in s["perplexity"][0]["stages"]]
+    refused = {system: [level(s, row["key"], system) for row in s["metrics"] if row["key"].startswith("refusal_") and row["key"].endswith("unsafe")] for system in ("sft", "dpo")}
+    counts = {system: sum(round(cell["value"] * cell["n"]) for cell in cells) for system, cells in refused.items()}
+    asked = sum(cell["n"] for cell in refused["sft"])
+    judged = json.loads((ROOT / "results" / "hh_cpu" / "judged_reward.json").read_text())
+    against = next(row for row in judged["comparisons"] if (row["first"], row["second"]) == ("SFT", "DPO"))
     return f"""## Real HH on two CPU cores
 
 `hh_cpu`: {s['facts']['stages']['dpo']['parameters'] / 1e6:.1f}M parameters from random weights, trained on {s['facts']['data']['pairs']['train']:,} pairs; held-out pairs ranked as people did, %:
@@ -144,6 +149,10 @@ def hh_part() -> str:
 {table(["", *n], rows)}
 
 Pooled, DPO is {verdict} a bag-of-words classifier: {percent(gap, True)} points. It takes no 5M-parameter language model to reach this on so few pairs.
+
+What a model of this size does not show: alignment. Of {asked} unsafe prompts (the project's own, XSTest, SimpleSafetyTests) SFT refuses {counts['sft']} and DPO {counts['dpo']}; its replies are fluent
+nonsense, so a reply without an insult is no sign of harmlessness. A reward model trained on the same pairs ranks {percent(judged['accuracy']['accuracy'])} % of the held-out pairs right and prefers DPO's reply to
+SFT's in {percent(against['rate'])} % of decided pairs. What it does show: every stage runs on real text, and the report says how little happened.
 
 {table(["perplexity of", *(row["text"] for row in s["perplexity"])], ppl)}
 

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import random
+import re
 import shutil
 import subprocess
 from importlib.metadata import version
@@ -72,12 +73,12 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 def without_local_paths(value: Any) -> Any:
-    """The value with every absolute path in it cut to its last name: results are for sharing, and paths of one machine are not."""
+    """The value with every absolute path in it (`NAME:PATH` too) cut to its last name: results are for sharing, paths of one machine are not."""
     if isinstance(value, dict):
         return {k: without_local_paths(v) for k, v in value.items()}
     if isinstance(value, list):
         return [without_local_paths(v) for v in value]
-    return f".../{Path(value).name}" if isinstance(value, str) and value.startswith("/") else value
+    return re.sub(r"^(\w+:)?/.*/", r"\1.../", value) if isinstance(value, str) else value
 
 
 def load_state(folder: Path) -> dict[str, Any]:
