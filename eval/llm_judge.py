@@ -37,18 +37,31 @@ def _question(instructions: str, parts: dict[str, str]) -> Messages:
     return [{"role": "system", "content": instructions.format(mark=mark)}, {"role": "user", "content": body}]
 
 
+def _objects(text: str) -> tuple[list[dict], str]:
+    """(the outermost JSON objects in a text, the text after the last one). What stands inside an object is not looked at."""
+    decoder, found, rest, at = json.JSONDecoder(), [], text, text.find("{")
+    while at >= 0:
+        try:
+            value, end = decoder.raw_decode(text, at)
+            found, rest = [*found, value], text[end:]
+        except (ValueError, RecursionError):  # a model that repeats one bracket nests deeper than Python can follow
+            end = at + 1
+        at = text.find("{", end)
+    return found, rest
+
+
 def parse(text: str | None, name: str, values: Sequence[str]) -> tuple[str | None, str]:
-    """(the value of `name` or None, what is wrong): a JSON object with a string reason and one of the values, alone or inside other text."""
+    """(the value of `name` or None, what is wrong): a JSON object with a string reason and one of the values, at the end of the text.
+
+    A judge may quote a verdict that a reply holds. So words after the object, or two objects that disagree, make no valid answer.
+    """
     if text is None:
         return None, "the server declined the question"
-    for candidate in (text, *reversed(re.findall(r"\{[^{}]*\}", text))):
-        try:
-            answer = json.loads(candidate)
-        except ValueError:
-            continue
-        if isinstance(answer, dict) and answer.get(name) in values and isinstance(answer.get("reason", ""), str):
-            return answer[name], ""
-    return None, f'it must be one JSON object with "reason" and "{name}", one of {", ".join(values)}'
+    found, rest = _objects(text)
+    answers = [answer[name] for answer in found if answer.get(name) in values and isinstance(answer.get("reason"), str)]
+    if answers and len(set(answers)) == 1 and not rest.strip("` \n"):
+        return answers[0], ""
+    return None, f'it must be one JSON object with a string "reason" and "{name}", one of {", ".join(values)}, and nothing after it'
 
 
 def _judge(client: ChatClient, questions: list[Messages], name: str, values: Sequence[str], show: str) -> list[str | None]:
@@ -89,6 +102,8 @@ def add_arguments(a: argparse.ArgumentParser) -> None:
     a.add_argument("--reasoning-effort", default="", help="llm: passed through to reasoning models")
     a.add_argument("--max-tokens", type=int, default=512, help="llm: longest answer, thoughts included")
     a.add_argument("--concurrency", type=int, default=4, help="llm: requests at a time")
+    a.add_argument("--timeout", type=float, default=120.0, help="llm: seconds without a word from the server, after which it is asked again")
+    a.add_argument("--no-seed", action="store_true", help="llm: for servers that refuse a seed")
     a.add_argument("--price", type=float, nargs=2, metavar=("PROMPT", "COMPLETION"), help="llm: money per million tokens, for the total")
     a.add_argument("--replay", action="store_true", help="llm: use cached answers only; needs no key and no network")
 
@@ -97,5 +112,5 @@ def client_from(a: argparse.Namespace, cache: Path) -> ChatClient:
     """The client the arguments describe."""
     if not a.model:
         raise UserError("llm: name the model with --model.")
-    return ChatClient(a.model, cache, a.base_url, max_tokens=a.max_tokens, reasoning_effort=a.reasoning_effort, concurrency=a.concurrency,
-                      price=tuple(a.price) if a.price else None, replay=a.replay)
+    return ChatClient(a.model, cache, a.base_url, max_tokens=a.max_tokens, reasoning_effort=a.reasoning_effort, concurrency=a.concurrency, timeout=a.timeout,
+                      seed=None if a.no_seed else 0, price=tuple(a.price) if a.price else None, replay=a.replay)

@@ -172,8 +172,8 @@ def reward_margins(picture: Path, logps: Path, beta: float) -> None:
         margin = beta * ((saved["dpo_chosen"] - saved["sft_chosen"]) - (saved["dpo_rejected"] - saved["sft_rejected"])).astype(np.float64)
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    width = max(float(np.ptp(margin)) / 60, 1e-9)
-    edges = np.arange(np.floor(margin.min() / width), np.ceil(margin.max() / width) + 1) * width  # zero is an edge: no bar holds both sides
+    width = float(np.ptp(margin)) / 60 or 1.0
+    edges = np.arange(np.floor(margin.min() / width), np.floor(margin.max() / width) + 2) * width  # zero is an edge: no bar holds both sides
     axis.hist(margin[margin > 0], edges, color=GREEN, label=f"ranked as labelled ({(margin > 0).sum():,})")
     axis.hist(margin[margin <= 0], edges, color=RED, label=f"the other way, or equal ({(margin <= 0).sum():,})")
     axis.axvline(0, color="black", linestyle=":", linewidth=0.9)
