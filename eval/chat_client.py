@@ -22,6 +22,7 @@ from tqdm import tqdm
 from runtime.errors import UserError
 
 Messages = list[dict[str, str]]
+NO_KEY = "none"  # what a local server is told
 ADDRESS = (401, 403, 404)  # wrong key, wrong address, wrong model
 PASSING = (408, 409, 425, 429)  # these and every 5xx may pass
 # a 400 or 422 in such words is about one question; in any other words it is about the settings, and so about all questions
@@ -75,7 +76,7 @@ class ChatClient:
         if not (secret.isascii() and secret.isprintable()):  # said here, because the package's own message would show the key
             raise UserError("OPENAI_API_KEY holds characters that no key has: copy it again.")
         # a local server needs no key, but the package insists on one; its own retries are off, since ours are counted
-        server = openai.OpenAI(base_url=self.base_url or None, api_key=secret or "none", max_retries=0, timeout=self.timeout)
+        server = openai.OpenAI(base_url=self.base_url or None, api_key=secret or NO_KEY, max_retries=0, timeout=self.timeout)
         if server.base_url.scheme not in ("http", "https"):
             raise UserError(f"{server.base_url} is no address of a server: it must begin with http:// or https://, such as http://localhost:8000/v1.")
         return server
@@ -102,7 +103,7 @@ class ChatClient:
             try:
                 for job in tqdm(as_completed(jobs), total=len(jobs), desc=show, disable=not show, leave=False):
                     job.result()
-            except BaseException:  # one failure ends the run: nothing new is begun, nobody waits for another try, what is under way is kept
+            except BaseException:  # one failure, or Ctrl-C, ends the run; what is under way is still kept
                 self.stopped.set()
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -112,11 +113,22 @@ class ChatClient:
         return [None if text is None else strip_thoughts(text) for text in answers]
 
     def _ask(self, key: str, messages: Messages, schema: dict | None) -> None:
-        """One question, with retries; the answer goes into the cache."""
+        """One question; its answer goes into the cache. One that fails stops the others: nothing new is begun, nobody waits for another try."""
+        if self.stopped.is_set():
+            return
+        try:
+            answer = self._retried(messages, schema)
+        except BaseException:
+            self.stopped.set()
+            raise
+        if answer is not None:
+            self._keep(key, answer)
+
+    def _retried(self, messages: Messages, schema: dict | None) -> dict | None:
+        """The answer, after as many tries as it takes; None when the run was stopped meanwhile. UserError after `tries`."""
         for attempt in range(self.tries):
             try:
-                answer = self._send(messages, schema)
-                break
+                return self._send(messages, schema)
             except Retry as problem:
                 if attempt + 1 == self.tries:
                     raise UserError(f"{self.model} did not answer after {self.tries} tries ({problem}); {self._kept()}") from None
@@ -124,21 +136,24 @@ class ChatClient:
             with self.lock:
                 self.counts["retries"] += 1
             if self.stopped.wait(pause):
-                return
+                return None
+
+    def _keep(self, key: str, answer: dict) -> None:
+        """Count an answer and write it to disk, before anything uses it."""
+        declined = answer["text"] is None
         with self.lock:
-            for name in ("prompt_tokens", "completion_tokens", "reasoning_tokens"):
-                self.counts[name] += answer[name] or 0
-            declined = answer["text"] is None
+            with open(self.file, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"key": key, **answer}, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            self.known[key] = answer
             if declined and not self.counts["refused_by_server"]:
                 tqdm.write(f"{self.model}: the server declined a question ({answer['declined']}); such questions have no answer.")
             self.counts["refused_by_server"] += declined
             self.counts["cut_at_max_tokens"] += answer.get("cut", False)
             self.counts["without_usage"] += not declined and None in (answer["prompt_tokens"], answer["completion_tokens"])
-            with open(self.file, "a", encoding="ascii") as file:  # escaped: half a surrogate pair is legal JSON, but no legal UTF-8
-                file.write(json.dumps({"key": key, **answer}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            self.known[key] = answer
+            for name in ("prompt_tokens", "completion_tokens", "reasoning_tokens"):
+                self.counts[name] += answer[name] or 0
 
     def _pause(self, attempt: int, problem: Retry) -> float:
         """Seconds until the next try: exponential, and never sooner than the server asked. UserError when it asks for too much."""
@@ -156,7 +171,7 @@ class ChatClient:
         import openai
         with self.lock:
             self.counts["requests"] += 1
-        settings: dict = {"model": self.model, "messages": messages}
+        settings: dict = {"model": self.model, "messages": [{name: _sendable(text) for name, text in message.items()} for message in messages]}
         if self.seed is not None:
             settings["seed"] = self.seed
         if self.reasoning_effort:  # reasoning models take no temperature and count their thoughts in this limit
@@ -179,7 +194,8 @@ class ChatClient:
 
     def _status(self, e, messages: Messages, with_schema: bool) -> dict:
         """What to do about a status that is no success."""
-        words = " ".join(str(e).split()).replace(self.server.api_key, "...")[:200]
+        words, secret = " ".join(str(e).split()), self.server.api_key
+        words = (words if secret == NO_KEY else words.replace(secret, "..."))[:200]
         if e.status_code in PASSING or e.status_code >= 500:
             raise Retry(words, retry_after(e.response.headers.get("retry-after", "")))
         if e.status_code in ADDRESS:
@@ -226,8 +242,13 @@ def _unpack(response) -> dict:
     usage = getattr(response, "usage", None)
     prompt, completion = (_count(getattr(usage, name, None)) for name in ("prompt_tokens", "completion_tokens"))
     thoughts = _count(getattr(getattr(usage, "completion_tokens_details", None), "reasoning_tokens", None)) or 0
-    return {"text": text or "", "cut": getattr(choice, "finish_reason", None) == "length",
+    return {"text": _sendable(text or ""), "cut": getattr(choice, "finish_reason", None) == "length",
             "prompt_tokens": prompt, "completion_tokens": completion, "reasoning_tokens": thoughts}
+
+
+def _sendable(text: str) -> str:
+    """Half a surrogate pair, which JSON may hold and UTF-8 may not, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _count(value) -> int | None:
@@ -254,7 +275,7 @@ def _read_cache(file: Path, replay: bool) -> dict[str, dict]:
         except (ValueError, LookupError, TypeError):
             damaged += 1
     if damaged:
-        tqdm.write(f"{file}: {damaged} damaged lines are left out; their questions count as not asked.")
+        tqdm.write(f"{file}: damaged lines left out: {damaged}; their questions count as not asked.")
     return known
 
 

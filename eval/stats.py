@@ -8,7 +8,7 @@ sums. So one routine resamples units, sums the columns, and applies the function
 """
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -24,6 +24,7 @@ class Interval:
 
     `low` or `high` is None where the interval has no end on that side (a relative change over a baseline that is zero in more than
     2.5 % of the resamples; an extreme quantile of few values). Both are None where nothing can be said: not one unit differed.
+    The part of `method` before its first comma is the name that results/coverage knows it by.
     """
     value: float
     low: float | None
@@ -48,6 +49,14 @@ def _as_columns(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
     if not np.isfinite(stacked).all():
         raise ValueError(f"{int((~np.isfinite(stacked)).any(axis=1).sum())} of {len(stacked)} values are NaN or infinite")
     return stacked
+
+
+def _binary_columns(*columns: Sequence[float] | np.ndarray) -> np.ndarray:
+    """`_as_columns` for 0/1 values only: counting successes among anything else would be wrong without a sound."""
+    table = _as_columns(*columns)
+    if not np.isin(table, (0, 1)).all():
+        raise ValueError("need 0/1 values")
+    return table
 
 
 def wilson(successes: int, n: int, level: float = LEVEL) -> Interval:
@@ -79,9 +88,9 @@ def paired_shares(a: Sequence[float], b: Sequence[float], level: float = LEVEL) 
     """mean(b) - mean(a) for 0/1 values of the same n units: the score interval for paired proportions.
 
     Newcombe (Stat. Med. 17:2635, 1998), method 10: Wilson's limits of both shares, put together with their correlation phi. It
-    has a width even when no unit differs, which a bootstrap has not.
+    has a width even when no unit differs, which a bootstrap has not. ValueError for values other than 0 and 1.
     """
-    a, b = _as_columns(a, b).T
+    a, b = _binary_columns(a, b).T
     n, p, q = len(a), wilson(int(a.sum()), len(a), level), wilson(int(b.sum()), len(b), level)
     both, only_a, only_b = (int(cell.sum()) for cell in (a * b, a * (1 - b), (1 - a) * b))
     neither = n - both - only_a - only_b
@@ -102,8 +111,10 @@ def quantile(values: Sequence[float], q: float, level: float = LEVEL) -> Interva
     """The q-quantile with a distribution-free interval between two order statistics (Conover 1999, ch. 3.2).
 
     The number of values below the true quantile is binomial(n, q), whatever the distribution. An end is None where even the
-    smallest or largest value does not bound it surely enough.
+    smallest or largest value does not bound it surely enough. ValueError unless 0 < q < 1.
     """
+    if not 0 < q < 1:
+        raise ValueError(f"a quantile lies between 0 and 1, got {q} (`maximum` is for the largest value)")
     x = np.sort(_as_columns(values)[:, 0])
     n, binom = len(x), _scipy_stats().binom
     low = int(binom.ppf((1 - level) / 2, n, q)) - 1  # 0-based rank; P(fewer than low + 1 values lie below) <= 2.5 %
@@ -112,9 +123,9 @@ def quantile(values: Sequence[float], q: float, level: float = LEVEL) -> Interva
 
 
 def maximum(values: Sequence[float]) -> Interval:
-    """The largest of n values. Nothing in a sample bounds the population's maximum from above, so that end is None."""
+    """The largest of n values. The population's maximum is at least that; nothing in a sample bounds it from above: high is None."""
     x = _as_columns(values)[:, 0]
-    return Interval(float(x.max()), float(x.max()), None, len(x), "largest seen")
+    return Interval(float(x.max()), float(x.max()), None, len(x), "largest seen, nothing bounds it from above")
 
 
 def bootstrap(columns: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 10_000,
@@ -124,7 +135,9 @@ def bootstrap(columns: Sequence[np.ndarray], statistic: Callable[[np.ndarray], n
     columns: k arrays [n], one entry per unit; a resample draws n units with replacement, all columns together, so that
         pairing within a unit is kept.
     statistic: maps means [r, k] to values [r]; +inf marks a resample where it is undefined (see `relative_change`).
-    BCa shifts the two quantiles by the bias of the resamples and by how the error changes with the value (acceleration).
+    BCa shifts the two quantiles by the bias of the resamples and by how the error changes with the value (acceleration). Where it
+    is undefined the percentile interval is given and `method` says so. When no resample differs from another the interval has no
+    width, which is not certainty: see `no_false_certainty`.
     """
     table = _as_columns(*columns)
     n = len(table)
@@ -148,10 +161,22 @@ def _bca_quantiles(quantiles: np.ndarray, drawn: np.ndarray, value: float, left_
     spread = left_out.mean() - left_out
     scale = (spread**2).sum() ** 1.5
     if not 0 < below < 1 or not scale > 0 or not np.isfinite(left_out).all():
-        return quantiles, "bootstrap (BCa undefined)"
+        return quantiles, "bootstrap, BCa undefined"
     bias, acceleration = normal.inv_cdf(below), (spread**3).sum() / (6 * scale)
     shifted = np.array([bias + normal.inv_cdf(q) for q in quantiles])
+    if (acceleration * shifted >= 1).any():  # beyond the pole of the formula the two ends would change places
+        return quantiles, "bootstrap, BCa undefined"
     return np.array([normal.cdf(bias + z / (1 - acceleration * z)) for z in shifted]), "BCa bootstrap"
+
+
+def no_false_certainty(found: Interval, why: str) -> Interval:
+    """The interval as it is, or without ends (`method` then says why) when it has no width, up to rounding.
+
+    Resamples of equal values are equal. That shows that the sample holds no information about the error, not that there is none.
+    """
+    if found.low is None or found.high is None or found.high - found.low > 1e-12 * abs(found.value):
+        return found
+    return replace(found, low=None, high=None, method=f"{why}: not estimable")
 
 
 def _resampled_means(table: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -174,26 +199,39 @@ def mean(values: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: in
 
     Where all values are equal there is nothing to resample, and a width of zero would claim certainty: both ends are None.
     """
-    x = _as_columns(values)[:, 0]
-    if (x == x[0]).all():
-        return Interval(float(x[0]), None, None, len(x), "no two values differ: not estimable", seed)
-    return bootstrap([np.asarray(values)], lambda m: m[:, 0], resamples, seed, method="bca")
+    return no_false_certainty(bootstrap([np.asarray(values)], lambda m: m[:, 0], resamples, seed, method="bca"), "no two values differ")
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """sum(numerators) / sum(denominators), resampling units: token-weighted means, clusters of unequal size."""
+    """sum(numerators) / sum(denominators), resampling units: token-weighted means, clusters of unequal size.
+
+    Where every unit has the same ratio the interval has no width; `no_false_certainty` takes its ends away.
+    """
     return bootstrap([np.asarray(numerators), np.asarray(denominators)], lambda m: _divide(m[:, 0], m[:, 1]), resamples, seed)
 
 
 def mean_difference(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """mean(b) - mean(a) for paired samples (for 0/1 values `paired_shares` is better)."""
+    """mean(b) - mean(a) for paired samples: BCa bootstrap of the differences, or `paired_shares` when the values are 0s and 1s.
+
+    Both ends are None when no pair differs. Nothing but 0s (or 1s) may be any metric at its floor, so that is no share.
+    """
     a, b = _as_columns(a, b).T
+    if set(np.unique([a, b])) == {0.0, 1.0}:
+        return paired_shares(a, b)
+    if (a == b).all():
+        return Interval(0.0, None, None, len(a), "no pair differed: not estimable", seed)
     return mean(b - a, resamples, seed)
 
 
 def relative_change(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """(mean(b) - mean(a)) / mean(a) for paired samples: -0.45 is "45 % less". Undefined (ValueError) when mean(a) is 0."""
-    return bootstrap([np.asarray(a), np.asarray(b)], lambda m: _divide(m[:, 1] - m[:, 0], m[:, 0]), resamples, seed)
+    """(mean(b) - mean(a)) / mean(a) for paired samples: -0.45 is "45 % less". Undefined (ValueError) when mean(a) is 0.
+
+    Both ends are None when no pair differs, or when all changed by the same factor (b all 0: "100 % less" in every resample).
+    """
+    found = bootstrap([np.asarray(a), np.asarray(b)], lambda m: _divide(m[:, 1] - m[:, 0], m[:, 0]), resamples, seed)
+    if np.array_equal(a, b):
+        return replace(found, low=None, high=None, method="no pair differed: not estimable")
+    return no_false_certainty(found, "all changed by one factor")
 
 
 def _divide(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
@@ -232,9 +270,7 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> tuple[float, int, int]:
 
     Only units on which the two differ carry information, and under the null each goes either way with probability 1/2.
     """
-    table = _as_columns(a, b)
-    if not np.isin(table, (0, 1)).all():
-        raise ValueError("McNemar's test needs 0/1 values")
+    table = _binary_columns(a, b)
     only_a = int((table[:, 0] > table[:, 1]).sum())
     only_b = int((table[:, 1] > table[:, 0]).sum())
     return sign_test(only_b, only_a), only_a, only_b
