@@ -158,6 +158,8 @@ def _judge_blocks(summary: Mapping, judged: list[Mapping]) -> list[Block]:
         if content["judge"].startswith("LLM") and first:
             blocks.append(("text", f"Position: the reply shown first was preferred in {with_interval(first, 'share')} of {first['n']:,} single verdicts "
                                    f"(50 % is no bias); {content['comparisons'][0]['position_decided']:,} pairs were decided by position alone and count as ties."))
+        if content.get("totals"):
+            blocks.append(("text", "Asked: " + ", ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in content["totals"].items() if value) + "."))
         if content.get("agreement"):
             blocks.append(("table", ["agreement between annotators", "value"], [[name, with_interval(cell)] for name, cell in content["agreement"].items()]))
         if content.get("refusals"):
