@@ -5,6 +5,7 @@
 Each cell draws samples from a population whose true value is known, makes the nominal 95 % interval, and counts how often the
 truth lies inside. Rates need no luck: their coverage is summed over the binomial distribution.
 """
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from eval.tables import text_table
 
 SIZES, REPETITIONS, RESAMPLES = (50, 200, 1000), 2000, 1000
 GRID = np.linspace(0.01, 0.99, 99)
+SEEDS = itertools.count()  # one bootstrap seed per interval: with one for all, the same rows would be drawn every time
 
 
 def toxicity_like(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -40,8 +42,8 @@ POPULATIONS: dict[str, tuple[str, Callable, float]] = {
 
 
 def covers(interval: stats.Interval, truth: float) -> bool:
-    """An end that is None bounds nothing."""
-    return (interval.low is None or interval.low <= truth) and (interval.high is None or truth <= interval.high)
+    """An end that is None bounds nothing; an interval without either says nothing, and so covers nothing."""
+    return (interval.low, interval.high) != (None, None) and (interval.low is None or interval.low <= truth) and (interval.high is None or truth <= interval.high)
 
 
 def simulate(draw: Callable[[np.random.Generator], stats.Interval], truth: float, seed: int, repetitions: int = REPETITIONS) -> dict:
@@ -71,7 +73,7 @@ def paired(n: int, seed: int) -> list[dict]:
         a[:both + only_a] = b[:both] = b[both + only_a:both + only_a + only_b] = 1
         return how(a, b)
     rows = []
-    for name, how in (("Newcombe", stats.paired_shares), ("bootstrap", lambda a, b: stats.mean(b - a, RESAMPLES))):
+    for name, how in (("Newcombe", stats.paired_shares), ("bootstrap", lambda a, b: stats.mean(b - a, RESAMPLES, next(SEEDS)))):
         for cells in ((0.3, 0.05, 0.15, 0.5), (0.01, 0.01, 0.04, 0.94), (0.6, 0.2, 0.1, 0.1)):
             rows.append({"shape": "paired shares", "population": f"both {cells[0]}, only A {cells[1]}, only B {cells[2]}", "method": name, "n": n}
                         | simulate(lambda rng: draw(rng, how, cells), cells[2] - cells[1], seed))
@@ -83,7 +85,7 @@ def means(n: int, seed: int) -> list[dict]:
     rows = []
     for population, (shape, draw, truth) in POPULATIONS.items():
         for name, method in (("bootstrap", "percentile"), ("BCa bootstrap", "bca")):
-            found = simulate(lambda rng: stats.bootstrap([draw(rng, n)], lambda m: m[:, 0], RESAMPLES, method=method), truth, seed)
+            found = simulate(lambda rng: stats.bootstrap([draw(rng, n)], lambda m: m[:, 0], RESAMPLES, next(SEEDS), method=method), truth, seed)
             rows.append({"shape": shape, "population": population, "method": name, "n": n} | found)
     return rows
 
@@ -97,7 +99,7 @@ def others(n: int, seed: int) -> list[dict]:
         rows.append({"shape": shape, "population": population, "method": method, "n": n} | simulate(make, truth, seed))
 
     def resampled(x: np.ndarray, statistic: Callable) -> stats.Interval:
-        drawn = statistic(x[np.random.default_rng(0).integers(0, n, (300, n))])
+        drawn = statistic(x[np.random.default_rng(next(SEEDS)).integers(0, n, (300, n))])
         return stats.Interval(0.0, *np.quantile(drawn, (0.025, 0.975)), n, "bootstrap")
     for name, q in (("median", 0.5), ("p95", 0.95)):
         truth = float(np.quantile(big, q))
@@ -108,12 +110,12 @@ def others(n: int, seed: int) -> list[dict]:
 
     def perplexity_like(rng: np.random.Generator) -> stats.Interval:
         tokens = rng.geometric(1 / 40, n)  # nats per reply: 3 per token on average, with spread between replies
-        return stats.ratio(tokens * rng.gamma(9, 1 / 3, n), tokens, RESAMPLES)
+        return stats.ratio(tokens * rng.gamma(9, 1 / 3, n), tokens, RESAMPLES, next(SEEDS))
     row("ratio", "3 nats per token, geometric lengths", "bootstrap", perplexity_like, 3.0)
     for population, draw, truth in (("normal", lambda rng: rng.normal(size=n), 1.0), ("exponential", lambda rng: rng.exponential(size=n), 1.0)):
-        row("sd", population, "bootstrap", lambda rng: stats.bootstrap([x := draw(rng), x**2], lambda m: np.sqrt(np.maximum(m[:, 1] - m[:, 0]**2, 0)), RESAMPLES), truth)
+        row("sd", population, "bootstrap", lambda rng: stats.bootstrap([x := draw(rng), x**2], lambda m: np.sqrt(np.maximum(m[:, 1] - m[:, 0]**2, 0)), RESAMPLES, next(SEEDS)), truth)
     truth = float(big[:2_000_000].reshape(-1, 5).max(axis=1).mean())
-    row("expected maximum", "toxicity-like scores, k = 5", "bootstrap", lambda rng: stats.mean(toxicity_like(rng, 5 * n).reshape(n, 5).max(axis=1), RESAMPLES), truth)
+    row("expected maximum", "toxicity-like scores, k = 5", "bootstrap", lambda rng: stats.mean(toxicity_like(rng, 5 * n).reshape(n, 5).max(axis=1), RESAMPLES, next(SEEDS)), truth)
     return rows
 
 
@@ -133,7 +135,8 @@ def main() -> None:
     (TABLE.parent / "coverage.md").write_text(f"""# How often a nominal 95 % interval covers the truth
 
 Coverage in per cent. Rates are summed exactly, everything else is {REPETITIONS:,} simulated samples per cell (Monte-Carlo error at most
-{50 / np.sqrt(REPETITIONS):.1f} points, at 95 % {100 * np.sqrt(.95 * .05 / REPETITIONS):.1f}), bootstraps with {RESAMPLES:,} resamples. Made by `python bench/coverage.py`. The report marks intervals
+{50 / np.sqrt(REPETITIONS):.1f} points, at 95 % {100 * np.sqrt(.95 * .05 / REPETITIONS):.1f}), bootstraps with {RESAMPLES:,} resamples; BCa falls back on the
+percentile interval where it is undefined. Made by `python bench/coverage.py`. The report marks intervals
 below 90 % with a dagger.
 
 {table}

@@ -1,10 +1,11 @@
 """Do annotators agree beyond chance? Cohen's kappa for two, Fleiss' kappa for several, Krippendorff's alpha with gaps and scales."""
+import math
 from collections.abc import Callable, Hashable, Sequence
 from itertools import combinations
 
 import numpy as np
 
-from eval.stats import LEVEL, Interval
+from eval.stats import LEVEL, Interval, no_false_certainty
 
 Ratings = Sequence[Sequence[Hashable | None]]  # [items][annotators], None = not rated
 
@@ -39,7 +40,10 @@ def krippendorff_alpha(ratings: Ratings, level: str = "nominal") -> float:
     Ordinal and interval need numbers. Items with fewer than two ratings pair with nothing and are left out. NaN when there is
     no variation at all.
     """
-    values = sorted({rating for item in ratings for rating in item if rating is not None}, key=lambda v: (str(type(v)), v))
+    values = {rating for item in ratings for rating in item if rating is not None}
+    if level != "nominal" and not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+        raise ValueError(f"{level} agreement needs numbers, got {', '.join(sorted(map(str, values)))}")
+    values = sorted(values, key=str if level == "nominal" else None)  # 2 and 2.0 are one number, and 10 comes after 9
     counts = _counts(ratings, values)
     counts = counts[counts.sum(axis=1) >= 2]
     if not len(counts):
@@ -74,6 +78,8 @@ def _counts(ratings: Ratings, values: list | None = None) -> np.ndarray:
     counts = np.zeros((len(ratings), len(values)))
     for i, item in enumerate(ratings):
         for rating in item:
+            if rating != rating:
+                raise ValueError("a rating is NaN; None marks one that is missing")
             if rating is not None:
                 counts[i, place[rating]] += 1
     return counts
@@ -90,7 +96,8 @@ def interval(measure: Callable[[Ratings], float], ratings: Ratings, resamples: i
             drawn.append(float("nan"))
     usable = np.array(drawn)[~np.isnan(drawn)]
     ends = [float(x) for x in np.quantile(usable, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])] if len(usable) >= 0.975 * resamples else [None, None]
-    return Interval(measure(ratings), *ends, len(ratings), f"bootstrap over items, {len(usable):,} resamples", seed)
+    return no_false_certainty(Interval(measure(ratings), *ends, len(ratings), f"bootstrap over items, {len(usable):,} resamples", seed),
+                              "agreement is the same in every resample")
 
 
 def summary(ratings: Ratings, resamples: int = 1000, seed: int = 0) -> dict[str, dict]:

@@ -44,7 +44,7 @@ def summarize(judged: Sequence[Judged], words_a: Sequence[float], words_b: Seque
 
     clusters [n] names the prompt or session of each pair (default: every pair its own); bootstraps resample whole clusters.
     rate: wins / (wins + losses), Wilson; rate_exact: the same, Clopper-Pearson; None with nothing decided. shares: win, loss,
-    tie and both bad among judged pairs, bootstrap. score: a win 1, a tie or both bad 1/2. length_controlled: see eval/ranking.py.
+    tie and both bad among judged pairs, Wilson, or a bootstrap of clusters. score: a win 1, a tie or both bad 1/2. length_controlled: see eval/ranking.py.
     first_shown: among the single verdicts that name a reply, the share that names the one shown first; 1/2 is no position bias.
     """
     if not len(judged) == len(words_a) == len(words_b) or not len(judged):
@@ -63,7 +63,9 @@ def summarize(judged: Sequence[Judged], words_a: Sequence[float], words_b: Seque
         names = [i if clusters is None else clusters[i] for i in kept]
         by_name = {name: np.array([verdicts[i] == verdict for i in kept], dtype=float)
                    for name, verdict in (("win", "b"), ("loss", "a"), ("tie", "tie"), ("both bad", "both bad"))}
-        result["shares"] = {name: stats.ratio(*stats.sum_by_cluster(names, hits), resamples, seed) for name, hits in by_name.items()}
+        alone = len(set(names)) == len(names)
+        result["shares"] = {name: stats.wilson(int(hits.sum()), len(hits)) if alone else
+                            stats.ratio(*stats.sum_by_cluster(names, hits), resamples, seed) for name, hits in by_name.items()}
         result["score"] = stats.ratio(*stats.sum_by_cluster(names, outcome), resamples, seed)
         result["length_controlled"] = length_controlled(outcome, np.asarray(words_a)[kept], np.asarray(words_b)[kept], names,
                                                         min(resamples, 2000), seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.stats import LEVEL, Interval
+from eval.stats import LEVEL, Interval, no_false_certainty
 
 Game = tuple[str, str, float, object]  # (first system, second system, the first's score: 1, 0 or .5 for a tie, prompt or session)
 RIDGE = 1.0  # prior precision of the length coefficient: one pair's worth, so that a perfect split by length stays finite
@@ -45,7 +45,8 @@ def length_controlled(outcomes: Sequence[float], words_a: Sequence[float], words
     x = np.stack([np.ones_like(y), np.tanh(extra / extra.std()) if extra.std() > 0 else np.zeros_like(y)], axis=1)  # [n, 2]
     value = _logistic(x, y, np.ones((1, len(y))))[0]
     drawn = _logistic(x, y, _cluster_weights(clusters, resamples, seed))
-    return Interval(float(value), *_percentiles(drawn), len(set(clusters)), f"length-controlled, bootstrap, {resamples:,} resamples", seed)
+    return no_false_certainty(Interval(float(value), *_percentiles(drawn), len(set(clusters)), f"length-controlled, bootstrap, {resamples:,} resamples",
+                                       seed), "no two pairs differ")
 
 
 def _logistic(x: np.ndarray, y: np.ndarray, weights: np.ndarray, steps: int = 25) -> np.ndarray:

@@ -205,9 +205,10 @@ def mean(values: Sequence[float] | np.ndarray, resamples: int = 10_000, seed: in
 def ratio(numerators: Sequence[float], denominators: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:
     """sum(numerators) / sum(denominators), resampling units: token-weighted means, clusters of unequal size.
 
-    Where every unit has the same ratio the interval has no width; `no_false_certainty` takes its ends away.
+    Both ends are None where every unit has the same ratio.
     """
-    return bootstrap([np.asarray(numerators), np.asarray(denominators)], lambda m: _divide(m[:, 0], m[:, 1]), resamples, seed)
+    found = bootstrap([np.asarray(numerators), np.asarray(denominators)], lambda m: _divide(m[:, 0], m[:, 1]), resamples, seed)
+    return no_false_certainty(found, "no two units differ")
 
 
 def mean_difference(a: Sequence[float], b: Sequence[float], resamples: int = 10_000, seed: int = 0) -> Interval:

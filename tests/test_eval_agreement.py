@@ -60,3 +60,21 @@ def test_interval_and_summary():
     assert {"Krippendorff's alpha, nominal", "Fleiss' kappa, items rated by all", "Cohen's kappa, annotators 1 and 2"} <= set(table)
     assert table["Fleiss' kappa, items rated by all"]["n"] == 15
     assert agreement.summary([["a", None], [None, "b"]]) == {}  # nothing to compare: nothing is claimed
+
+
+def test_numbers_of_either_type_are_one_scale():
+    whole, mixed = [[1, 2], [9, 10], [2, 2], [10, 9]], [[1, 2.0], [9.0, 10], [2, 2.0], [10.0, 9]]
+    for level in ("ordinal", "interval"):
+        assert agreement.krippendorff_alpha(mixed, level) == pytest.approx(agreement.krippendorff_alpha(whole, level))
+        with pytest.raises(ValueError, match="needs numbers"):
+            agreement.krippendorff_alpha([["good", "bad"]], level)
+
+
+def test_a_nan_rating_is_no_category():
+    with pytest.raises(ValueError, match="NaN"):
+        agreement.krippendorff_alpha([[float("nan"), 1.0], [1.0, 1.0]])
+
+
+def test_perfect_agreement_is_no_certainty():
+    found = agreement.interval(agreement.krippendorff_alpha, [["a", "a"], ["b", "b"]] * 20)
+    assert (found.value, found.low, found.high) == (1.0, None, None) and "not estimable" in found.method

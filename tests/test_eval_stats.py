@@ -57,14 +57,20 @@ def test_every_block_of_resamples_is_filled():
 
 
 def test_pairing_is_kept():
-    # b = a + 1 exactly: every paired difference is 1, so the interval has no width however wide a itself is
-    a = np.random.default_rng(0).normal(0, 10, 30)
-    interval = stats.mean_difference(a, a + 1)
-    assert interval.low == pytest.approx(1) and interval.high == pytest.approx(1)
-    # b = a / 2: the relative change is -50 % in every resample
+    # b = a + 1 and a little: the interval is as narrow as the differences are, however wide a itself is
+    rng = np.random.default_rng(0)
+    a, little = rng.normal(0, 10, 30), rng.normal(0, 0.01, 30)
+    interval = stats.mean_difference(a, a + 1 + little)
+    assert 0.99 < interval.low < 1 < interval.high < 1.01
+    # b = a + 1 exactly: equal differences say nothing of how far others would lie from 1
+    exactly = stats.mean_difference(a, a + 1)
+    assert exactly.value == pytest.approx(1) and (exactly.low, exactly.high) == (None, None)
+    # b = a / 2 and a little: the relative change is close to -50 % in every resample; b = a / 2 says nothing of other units
     a = np.abs(a) + 1
-    interval = stats.relative_change(a, a / 2)
-    assert (interval.value, interval.low, interval.high) == pytest.approx((-0.5, -0.5, -0.5))
+    interval = stats.relative_change(a, a / 2 + little)
+    assert -0.51 < interval.low < -0.5 + 0.003 and -0.5 - 0.003 < interval.high < -0.49
+    exactly = stats.relative_change(a, a / 2)
+    assert exactly.value == pytest.approx(-0.5) and (exactly.low, exactly.high) == (None, None)
 
 
 def test_relative_change_by_hand_and_without_an_end():
