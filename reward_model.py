@@ -58,9 +58,9 @@ def save_reward_model(model: RewardModel, folder: Path, eot_id: int) -> None:
     (folder / "generation_config.json").unlink()
 
 
-def load_reward_model(folder: Path | str) -> RewardModel:
+def load_reward_model(folder: Path | str, dropout: float = 0.0) -> RewardModel:
     """A reward model saved by train_reward.py. UserError when the folder holds something else."""
-    model = RewardModel(load_model(folder))
+    model = RewardModel(load_model(folder, dropout=dropout))
     weights = load_file(Path(folder) / "model.safetensors")
     if "score.weight" not in weights or weights["score.weight"].shape != model.score.weight.shape:
         raise UserError(f"{folder} holds no reward model (no score.weight of width {model.config.n_embd}): train one with `python train_reward.py CONFIG`.")

@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     run = Run(config, "reward", fingerprint(config, "reward", data) | {"starting_weights": file_hash(start / "model.safetensors")})
     if run.finished:
         return
-    model = load_reward_model(run.last) if run.last else RewardModel(starting_model(config, start, tokenizer.vocab_size))
+    model = load_reward_model(run.last, config.model.dropout) if run.last else RewardModel(starting_model(config, start, tokenizer.vocab_size))
     model = model.to(device.device).train()
     optimizer, scaler = make_optimizer(model, c), device.scaler()
     run.restore(optimizer, scaler)

@@ -42,18 +42,21 @@ def names(runs: Sequence[Path], summaries: Sequence[Mapping]) -> list[str]:
 
 def level_table(summaries: Sequence[Mapping], columns: Sequence[str], system: str) -> tuple[list[str], list[list[str]]]:
     """Every metric of one system: a row per metric that any run has, a column per run."""
-    metrics = {row["key"]: row for summary in summaries for row in summary["metrics"]}
-    found = [{row["key"]: row["values"].get(system) for row in summary["metrics"]} for summary in summaries]
-    return ["", *columns], [[row["label"], *(with_interval(cells.get(key), row["form"]) for cells in found)] for key, row in metrics.items()]
+    # the label is part of the name: it says in how many samples, or at which common budget of words
+    metrics = {(row["key"], row["label"]): row for summary in summaries for row in summary["metrics"]}
+    found = [{(row["key"], row["label"]): row["values"].get(system) for row in summary["metrics"]} for summary in summaries]
+    return ["", *columns], [[row["label"], *(with_interval(cells.get(name), row["form"]) for cells in found)] for name, row in metrics.items()]
 
 
 def difference_table(first: tuple, other: tuple, system: str) -> tuple[list[str], list[list[str]]]:
-    """Paired differences other - first over the metrics both have, Holm-corrected over the table."""
-    (summary, a), (_, b) = first, other
-    e, rows = summary["config"]["eval"], []
+    """Paired differences other - first over the metrics both have by key *and* label, Holm-corrected over the table."""
+    (summary, a), (theirs, b) = first, other
+    e, rows, same = summary["config"]["eval"], [], {(row["key"], row["label"]) for row in theirs["metrics"]}
+    if summary["facts"]["prompts"].get("provoking_hash") != theirs["facts"]["prompts"].get("provoking_hash"):
+        same = {(key, label) for key, label in same if not key.startswith("provoked")}
     for row in summary["metrics"]:
         key = f"{system}/{row['key']}"
-        if row["form"] in ("share", "mean") and key in a and key in b and a[key].shape == b[key].shape:
+        if (row["key"], row["label"]) in same and row["form"] in ("share", "mean") and key in a and key in b and a[key].shape == b[key].shape:
             test = compare(a[key], b[key], Metric(row["key"], row["label"], row["form"], row["better"]), e["bootstrap"], e["seed"])
             if test:
                 rows.append((row, test))

@@ -29,7 +29,7 @@ from eval.refusal import classify
 from eval.replies import Prompt, Replies, as_store, read_rows
 from eval.reward_accuracy import accuracy, ranked_right
 from reward_model import RewardModel, load_reward_model
-from runtime.checkpoint import file_hash
+from runtime.checkpoint import file_hash, read_run
 from runtime.errors import UserError, run_main
 from tokenizer import Tokenizer, encode_prompt, encode_response, load_tokenizer
 
@@ -90,7 +90,7 @@ def load(folder: Path) -> tuple[dict, dict[str, list[dict]]]:
 
 
 def compare_all(summary: Mapping, systems: Mapping[str, list[dict]], scores: Mapping[str, np.ndarray]) -> tuple[list[dict], dict]:
-    """Every pair of systems by score: (rows as in oracle_win_rates, Bradley-Terry ranking of all of them)."""
+    """Every pair of systems by score: (rows as in oracle_win_rates, Bradley-Terry ranking of all of them; {"missing": why} without one)."""
     e = summary["config"]["eval"]
     lengths = {system: [len(words(row["reply"])) for row in rows] for system, rows in systems.items()}
     labels = {system: summary["systems"][system]["label"] for system in systems}
@@ -107,7 +107,10 @@ def rank(games: Sequence[tuple[str, str, str, int]], seed: int) -> dict:
     """Bradley-Terry strengths on the Elo scale from games (first, second, settled verdict, prompt), whole prompts resampled."""
     outcome = {"a": 1.0, "b": 0.0, "tie": 0.5, "both bad": 0.5}
     played = [(first, second, outcome[verdict], prompt) for first, second, verdict, prompt in games if verdict != "unjudged"]
-    return ranking.ranking_table(played, seed=seed)
+    try:
+        return ranking.ranking_table(played, seed=seed)
+    except UserError as problem:  # one system wins always: the win rates say so, and stand without a ranking
+        return {"rows": [], "missing": str(problem)}
 
 
 def finish(folder: Path, name: str, content: dict) -> None:
@@ -143,11 +146,16 @@ def by_reward_model(folder: Path, checkpoint: Path, test: PairStore) -> None:
     summary, systems = load(folder)
     model, tok, e = load_reward_model(checkpoint), load_tokenizer(str(checkpoint)), summary["config"]["eval"]
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    trained, asked_about = read_run(checkpoint)["data"], summary["facts"]["data"]["folder"]
+    if trained != asked_about:  # its training pairs may be this evaluation's held-out ones
+        raise UserError(f"the reward model in {checkpoint} was trained on the prepared data {trained}, this evaluation is of {asked_about}: "
+                        "run `python train_reward.py CONFIG --fresh` with the same settings.")
     if tok.hash != test.meta["tokenizer"]["hash"]:
         raise UserError(f"the reward model in {checkpoint} has another tokenizer than the test pairs.")
     scores = {}
     for system, rows in systems.items():
-        replies = [encode_response(tok, row["reply"]) for row in rows]
+        # a reply of broken bytes takes more tokens to write down than it took to generate: what does not fit is not scored
+        replies = [encode_response(tok, row["reply"])[:model.config.block_size - 1] for row in rows]
         asked = [fit(encode_prompt(tok, row["prompt"])[0], model.config.block_size - len(reply))[0] for row, reply in zip(rows, replies)]
         with as_store(list(zip(asked, replies)), tok.vocab_size) as store:
             scores[system] = reward_scores(model, store, 1)[:, 0]
@@ -171,7 +179,8 @@ def by_llm(folder: Path, client: llm_judge.ChatClient, limit: int, refusals: boo
     sft, dpo = ([systems[system][i] for i in order] for system in ("sft", "dpo"))
     judged = llm_judge.judge_pairs(client, [row["prompt"] for row in sft], [row["reply"] for row in sft], [row["reply"] for row in dpo])
     lengths = ([len(words(row["reply"])) for row in rows] for rows in (sft, dpo))
-    row = {"prompts": "all prompts", "first": summary["systems"]["sft"]["label"], "second": summary["systems"]["dpo"]["label"]}
+    row = {"prompts": f"the first {len(sft)} of {len(systems['sft'])} prompts" if len(sft) < len(systems["sft"]) else "all prompts",
+           "first": summary["systems"]["sft"]["label"], "second": summary["systems"]["dpo"]["label"]}
     row |= pairwise.plain(pairwise.summarize(judged, *lengths, resamples=e["bootstrap"], seed=e["seed"]))
     labelled = refusal_labels(client, {"sft": sft, "dpo": dpo}, summary) if refusals else None
     finish(folder, "llm", {"judge": f"LLM {client.model}", "refusals": labelled, "prompt_version": llm_judge.PROMPT_VERSION, "totals": client.totals(), "comparisons": correct([row]),
@@ -229,7 +238,7 @@ def helpfulness(sheets: Sequence[Path], key: Path, e: Mapping) -> dict:
         a, b = ([mean[prompt, system] for prompt in both] for system in votes.systems[:2])
         result["difference"] = {"of": f"{votes.systems[1]} - {votes.systems[0]}", "p": stats.sign_flip_test(a, b, e["bootstrap"], e["seed"]),
                                 "interval": stats.mean_difference(a, b, e["bootstrap"], e["seed"]).to_dict()}
-    if len(votes.votes) > 1:
+    if any(sum(vote is not None for vote in item) > 1 for item in votes.table()):
         alpha = agreement.krippendorff_alpha(votes.table(), "ordinal")
         result["alpha_ordinal"] = None if np.isnan(alpha) else alpha
     return result

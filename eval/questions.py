@@ -60,9 +60,12 @@ def fit(ids: Sequence[int], room: int) -> tuple[list[int], bool]:
 
 def from_sets(sources: Sequence[str], tok: Tokenizer, room: int) -> list[Prompt]:
     """The prompts of the sets named by `eval.prompt_sets`; groups are "own unsafe", "xstest borderline", ..."""
-    prompts = []
+    prompts, names = [], set()
     for source in sources:
         name = source.partition(":")[0] if ":" in source else source.rsplit("/", 1)[-1].partition(".")[0]
+        if name in names:
+            raise UserError(f"--eval.prompt_sets names two sets that would both be called '{name}': rename one file.")
+        names.add(name)
         count: dict[str, int] = {}
         for row in read_prompt_set(source):
             text, n = f"{HUMAN} {row.text}{ASSISTANT}", count.get(row.kind, 0)

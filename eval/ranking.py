@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.stats import LEVEL, Interval, no_false_certainty
+from runtime.errors import UserError
 
 Game = tuple[str, str, float, object]  # (first system, second system, the first's score: 1, 0 or .5 for a tie, prompt or session)
 RIDGE = 1.0  # prior precision of the length coefficient: one pair's worth, so that a perfect split by length stays finite
@@ -45,6 +46,8 @@ def length_controlled(outcomes: Sequence[float], words_a: Sequence[float], words
     x = np.stack([np.ones_like(y), np.tanh(extra / extra.std()) if extra.std() > 0 else np.zeros_like(y)], axis=1)  # [n, 2]
     value = _logistic(x, y, np.ones((1, len(y))))[0]
     drawn = _logistic(x, y, _cluster_weights(clusters, resamples, seed))
+    if (y == y[0]).all():
+        return Interval(float(value), None, None, len(set(clusters)), "no two outcomes differ: not estimable", seed)
     return no_false_certainty(Interval(float(value), *_percentiles(drawn), len(set(clusters)), f"length-controlled, bootstrap, {resamples:,} resamples",
                                        seed), "no two pairs differ")
 
@@ -115,7 +118,7 @@ def ranking_table(games: Sequence[Game], resamples: int = 1000, seed: int = 0) -
     """Bradley-Terry strengths on the Elo scale with intervals that resample whole prompts or sessions, and Elo over random orders.
 
     Returns {"rows": [{"system", "bradley_terry", "elo"}] strongest first, "undefined": resamples in which no finite maximum
-    exists (left out of the intervals)}. ValueError when the games themselves have none: it names the systems.
+    exists}; intervals have no ends when those are more than 2.5 %. UserError when the games themselves have none: it names the systems.
     """
     systems = list(dict.fromkeys(name for game in games for name in game[:2]))
     place = {name: i for i, name in enumerate(systems)}
@@ -128,14 +131,15 @@ def ranking_table(games: Sequence[Game], resamples: int = 1000, seed: int = 0) -
     value = bradley_terry(whole)
     if np.isnan(value).any():
         never = [name for i, name in enumerate(systems) if not whole[i].sum() or not whole[:, i].sum()]
-        raise ValueError(f"no finite ranking: {', '.join(never) or 'some group'} never wins or never loses against the others")
+        raise UserError(f"no finite ranking: {', '.join(never) or 'some group'} never wins or never loses against the others.")
     drawn = bradley_terry((_cluster_weights([game[3] for game in games], resamples, seed) @ one_hot).reshape(resamples, k, k))
     usable = drawn[~np.isnan(drawn).any(axis=1)]
     orders = elo(list(zip(first, second, score)), k, seed=seed)
     n = len({game[3] for game in games})
+    # a resample in which a system never loses puts it at infinity: leaving many of those out would cut the interval short
+    ends = [tuple(float(START + ELO * end) for end in _percentiles(usable[:, i])) if len(usable) >= 0.975 * resamples else (None, None) for i in range(k)]
     rows = [{"system": name,
-             "bradley_terry": Interval(float(START + ELO * value[i]), *(float(START + ELO * end) for end in _percentiles(usable[:, i])), n,
-                                       f"bootstrap over prompts, {len(usable):,} resamples", seed).to_dict(),
+             "bradley_terry": Interval(float(START + ELO * value[i]), *ends[i], n, f"bootstrap over prompts, {len(usable):,} resamples", seed).to_dict(),
              "elo": Interval(float(orders[:, i].mean()), float(orders[:, i].min()), float(orders[:, i].max()), len(orders),
                              "lowest and highest of random orders", seed).to_dict()} for i, name in enumerate(systems)]
     return {"rows": sorted(rows, key=lambda row: -row["bradley_terry"]["value"]), "undefined": resamples - len(usable)}

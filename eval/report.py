@@ -4,6 +4,7 @@ pair_logps.npz and the pictures.
     python -m eval.report out/toy/eval      writes both again
 """
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def report_blocks(summary: Mapping, judged: list[Mapping], samples: tuple[list[d
         return [("picture", file, caption)] if file in pictures else []
     blocks: list[Block] = [("title", f"{summary['name']}: SFT against {policy}"), ("text", WARNING)]
     blocks += _facts(summary)
-    blocks += [("heading", f"{policy} against SFT, the same {summary['comparisons'][0]['rows'][0]['difference']['n']:,} prompts"),
+    blocks += [("heading", f"{policy} against SFT, the same {sum(summary['facts']['prompts']['kinds'].values()):,} prompts"),
                ("table", *_main_table(summary)),
                ("text", "↑ more is better, ↓ less is better. Shares in per cent with Wilson intervals, their differences with Newcombe's; means with "
                         f"bootstrap intervals (seed {e['seed']}). p: exact McNemar test for shares, sign-flip randomisation for means, two-sided, paired by "
@@ -168,9 +169,13 @@ def _judge_blocks(summary: Mapping, judged: list[Mapping]) -> list[Block]:
                              "undefined" if row["kappa_with_rules"] is None else f"{row['kappa_with_rules']:.2f}"] for row in content["refusals"]]))
         if content.get("helpfulness"):
             blocks += _helpfulness_blocks(content["helpfulness"])
-        if content.get("ranking"):
+        if content.get("ranking", {}).get("missing"):
+            blocks.append(("text", f"Not ranked: {content['ranking']['missing']}"))
+        elif content.get("ranking"):
             blocks.append(("table", ["system", "Bradley-Terry strength (Elo points)", "Elo, mean over orders"],
                            [[row["system"], with_interval(row["bradley_terry"]), with_interval(row["elo"])] for row in content["ranking"]["rows"]]))
+            if content["ranking"]["undefined"]:
+                blocks.append(("text", f"In {content['ranking']['undefined']:,} resamples some system never lost, which no finite strength describes."))
     asked = {content["judge"].split()[0] for content in judged}
     others = [command for name, command in (("reward", "`python train_reward.py CONFIG`, then `python -m eval.judge FOLDER reward`"),
                                             ("LLM", "`python -m eval.judge FOLDER llm --model NAME`"),
@@ -215,7 +220,8 @@ def _reward_blocks(found: Mapping, seed: int) -> list[Block]:
             rows.append([table["truth"], subset, *shares, f"{cell['pairs']:,}", f"{cell['accuracy']['n']:,}"])
     blocks.append(("table", header, rows))
     gap = found["tables"][-1]["dpo_minus_bag_of_words"]
-    verdict = "not clearly different from" if gap["low"] <= 0 <= gap["high"] else "above" if gap["low"] > 0 else "BELOW"
+    low, high = (-math.inf if gap["low"] is None else gap["low"]), (math.inf if gap["high"] is None else gap["high"])
+    verdict = "not clearly different from" if low <= 0 <= high else "above" if low > 0 else "BELOW"
     ties = found["tables"][0]["judges"]["dpo"]["pooled"]["ties"]
     left_out = "".join(f" {t['left_out']:,} pairs of equal score are left out of the {t['truth']}." for t in found["tables"] if t["left_out"])
     rewards = ", ".join(f"{name} {with_interval(interval)}" for name, interval in found["rewards"].items())

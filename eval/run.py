@@ -102,6 +102,7 @@ def plan(config: Config, test: PairStore, tok: Tokenizer, block_size: int) -> Wo
     counts["kinds"] = {kind: sum((prompt.group or prompt.kind) == kind for prompt in prompts) for kind in kinds}
     provoking = to_provoke(config, prompts, tok, block_size - CONTINUATION_TOKENS if e.continuations else room)
     counts["hash"] = digest([prompt.text for prompt in prompts])
+    counts["provoking_hash"] = digest([prompt.text for prompt in provoking])
     pairs = np.sort(np.random.default_rng(e.seed).permutation(len(test))[:e.max_pairs or len(test)])
     texts = {"whole transcripts": transcripts(test, np.sort(np.random.default_rng(e.seed).permutation(pairs)[:TRANSCRIPTS]), tok),
              "general text": general(general_text(e.general_text), tok, block_size)}

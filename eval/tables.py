@@ -42,7 +42,8 @@ def figure(values: np.ndarray, metric: Metric, resamples: int, seed: int) -> Int
     if metric.form == "max":
         return stats.maximum(values)
     if metric.form == "sd":
-        return stats.bootstrap([values, values**2], lambda m: np.sqrt(np.maximum(m[:, 1] - m[:, 0] ** 2, 0)), resamples, seed)
+        found = stats.bootstrap([values, values**2], lambda m: np.sqrt(np.maximum(m[:, 1] - m[:, 0] ** 2, 0)), resamples, seed)
+        return stats.no_false_certainty(found, "no two values differ")
     return stats.mean(values, resamples, seed)
 
 

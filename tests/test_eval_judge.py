@@ -9,12 +9,13 @@ import torch
 from test_eval_llm_judge import Server, verdict
 from test_eval_run import SMALL, experiment
 
-from eval import compare, judge
+from eval import compare, judge, report
 from eval import run as evaluation
+from eval.questions import from_sets
 from model import GPT, GPTConfig
 from reward_model import RewardModel, save_reward_model
 from runtime.errors import UserError
-from tokenizer import encode_prompt, encode_response
+from tokenizer import encode_prompt, encode_response, train_bpe
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +41,32 @@ def judged(folder, name):
 @pytest.fixture()
 def reward(evaluated, tmp_path):
     """A reward model with random weights; random is enough to be judged by."""
-    config, _, tok = evaluated
+    config, root, tok = evaluated
     torch.manual_seed(1)
     model = RewardModel(GPT(GPTConfig(tok.vocab_size, 192, 1, 2, 32))).eval()
     torch.nn.init.normal_(model.score.weight)
     (tmp_path / "reward").mkdir()
     save_reward_model(model, tmp_path / "reward", tok.eot_id)
     tok.save(tmp_path / "reward", 192)
+    (tmp_path / "reward" / "run.json").write_text(json.dumps({"data": root.name}))
     return model
+
+
+def test_a_reward_model_of_other_data_is_refused(folder, reward, tmp_path):
+    (tmp_path / "reward" / "run.json").write_text(json.dumps({"data": "somewhere else"}))
+    with pytest.raises(UserError, match="somewhere else"):
+        judge.main([str(folder), "reward", f"--checkpoint={tmp_path / 'reward'}"])
+    assert not (folder / "judged_reward.json").exists()
+
+
+def test_a_system_that_always_wins_costs_the_ranking_alone(folder, reward, tmp_path, monkeypatch):
+    real = judge.reward_scores
+    calls = iter(range(100))  # one call per system in the order of the replies, then the held-out pairs
+    monkeypatch.setattr(judge, "reward_scores", lambda *args: real(*args) + 1000 * next(calls))
+    judge.main([str(folder), "reward", f"--checkpoint={tmp_path / 'reward'}"])
+    found = judged(folder, "reward")
+    assert found["ranking"]["rows"] == [] and all(row["wins"] == 18 for row in found["comparisons"])
+    assert "Not ranked: no finite ranking" in (folder / "report.md").read_text()
 
 
 @torch.no_grad()
@@ -68,6 +87,11 @@ def test_reward_model_verdicts_are_its_scores(evaluated, folder, reward, tmp_pat
     margins = np.array(list(found["margins"].values()))
     assert (against["wins"], against["losses"]) == ((margins > 0).sum(), (margins < 0).sum()) and len(margins) == 18
     assert len(found["comparisons"]) == 10 and {r["system"] for r in found["ranking"]["rows"]} == {"SFT", "SFT greedy", "SFT T=0.4", "DPO", "DPO greedy"}
+    strength = {r["system"]: r["bradley_terry"]["value"] for r in found["ranking"]["rows"]}
+    # everybody meets everybody equally often, so strengths stand in the order of wins and half the ties
+    won = {s: sum((c["wins"] * (c["second"] == s) + c["losses"] * (c["first"] == s) + c["ties"] / 2 * (s in (c["first"], c["second"])))
+                  for c in found["comparisons"]) for s in strength}
+    assert [won[s] for s in sorted(strength, key=strength.get)] == sorted(won.values())
     assert found["accuracy"]["pairs"] == 60 and "held-out pairs right" in found["note"]  # its own accuracy beside every win rate
     text = (folder / "report.md").read_text()
     assert "Judge: reward model" in text and "Held-out accuracy of this judge" in text and "differences of the reward model's scores" in text
@@ -86,14 +110,14 @@ def fill(folder, name, votes):
     return path
 
 
-def fill_ratings(folder, name, shift):
-    """DPO's replies get 4, SFT's 2, plus `shift`."""
+def fill_ratings(folder, name, shift, rated=lambda i: True):
+    """DPO's replies get 4, SFT's 2, plus `shift`; rows that are not `rated` stay empty."""
     with open(folder / "helpfulness_key.csv", encoding="utf-8-sig", newline="") as file:
         system = {row["id"]: row["system"] for row in csv.DictReader(file)}
     with open(folder / "helpfulness_for_annotation.csv", encoding="utf-8-sig", newline="") as file:
         rows = list(csv.reader(file))
-    for row in rows[1:]:
-        row[3] = str((4 if system[row[0]] == "DPO" else 2) + shift)
+    for i, row in enumerate(rows[1:]):
+        row[3] = str((4 if system[row[0]] == "DPO" else 2) + shift) if rated(i) else ""
     path = folder / f"{name}.csv"
     with open(path, "w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file).writerows(rows)
@@ -120,6 +144,10 @@ def test_people(folder):
     assert found["difference"]["interval"]["n"] == 12 and -1 < found["alpha_ordinal"] < 1  # helpful and borderline prompts only
     report = (folder / "report.md").read_text()
     assert "Judge: people" in report and "anna" in report and "9 of 18" in report
+    # raters who share the work have no reply in common: no agreement to measure, and everything else stands
+    halves = [fill_ratings(folder, f"half{half}", 0, lambda i: i % 2 == half) for half in (0, 1)]
+    judge.main([str(folder), "people", "--sheets", str(anna), "--ratings", *map(str, halves)])
+    assert "alpha_ordinal" not in judged(folder, "people")["helpfulness"] and judged(folder, "people")["helpfulness"]["systems"]["DPO"]["value"] == 4
     with pytest.raises(UserError, match="--sheets"):
         judge.main([str(folder), "people"])
 
@@ -165,6 +193,15 @@ def test_compare(evaluated, folder, tmp_path, capsys):
     # the same figures differ nowhere
     rows = compare.difference_table(compare.load(config.run_dir), compare.load(folder), "dpo")[1]
     assert rows and all(row[3] == "1" and row[1].startswith("+0") for row in rows)
+    # a figure of another kind under the same key (another k, another budget) is shown in a line of its own and not tested
+    before = (folder / "results_summary.json").read_text()
+    relabelled = json.loads(before)
+    relabelled["metrics"][0]["label"] += " (another kind)"
+    (folder / "results_summary.json").write_text(json.dumps(relabelled))
+    assert len(compare.difference_table(compare.load(config.run_dir), compare.load(folder), "dpo")[1]) == len(rows) - 1
+    levels = compare.level_table([compare.load(config.run_dir)[0], relabelled], ["a", "b"], "dpo")[1]
+    assert len(levels) == len(relabelled["metrics"]) + 1
+    (folder / "results_summary.json").write_text(before)
     # other prompts: shown, not tested
     summary = json.loads((folder / "results_summary.json").read_text())
     summary["facts"]["prompts"]["hash"] = "other"
@@ -196,3 +233,19 @@ def test_further_prompts_and_continuations(evaluated, tmp_path):
     assert len(rows) == 2 * 2 * 3 and {row["prompt"] for row in rows} == {"How do I paint", "First push"}
     texts = {(row["system"], row["id"]): row["reply"] for row in rows}
     assert len(texts) == 12 and len({texts["sft", f"continue-0000/{k}"] for k in range(3)}) > 1  # k different samples
+
+
+def test_two_sets_of_one_name_are_refused_before_any_sampling(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.csv").write_text("prompt\nOne\n")
+    with pytest.raises(UserError, match="'mine'"):
+        from_sets([str(tmp_path / folder / "mine.csv") for folder in ("x", "y")], train_bpe(["One Human Assistant"], 257), 50)
+
+
+def test_one_pair_gives_a_report_without_a_verdict(folder):
+    summary = json.loads((folder / "results_summary.json").read_text())
+    summary["reward_accuracy"]["tables"][-1]["dpo_minus_bag_of_words"] |= {"low": None, "high": None}
+    (folder / "results_summary.json").write_text(json.dumps(summary))
+    report.write_report(folder)
+    assert "not clearly different from the bag-of-words" in (folder / "report.md").read_text()
