@@ -4,6 +4,8 @@ One row of a batch holds one or more documents, each of them `prompt | chosen | 
 The prompt stands there once, both replies look back at it, and neither sees the other (model.tree_mask).
 """
 import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -31,9 +33,16 @@ class Batch:
     pairs: list[int]    # store index of each document
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()})
+        """The same batch on another device; from pinned memory it is copied while the device works."""
+        return self._each(lambda t: t.to(device, non_blocking=t.is_pinned()))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory, which a GPU reads by itself."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{name: change(part) if isinstance(part, Tensor) else part for name, part in parts.items()})
 
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """What `model(...)` takes."""
@@ -56,28 +65,35 @@ def step_indices(n: int, batch: int, seed: int, step: int) -> np.ndarray:
 def micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[Rows]:
     """Cut one step into micro-batches of at most `micro_tokens` tokens, padding included (a single longer row stands alone).
 
-    lengths [n] tokens per document of the store. Only here, inside a step, do lengths matter: longest first, and a short document
-    goes into the free end of an earlier row when it fits.
+    lengths [n] tokens per document of the store. Only here, inside a step, do lengths matter: the longest documents open the rows
+    of a micro-batch, which so have like lengths, and shorter ones go into their free ends, where padding would be.
     """
     result: list[Rows] = []
-    rows: Rows = []
-    free: list[int] = []
-    capacity = 0
-    for i in sorted((int(i) for i in indices), key=lambda i: (-lengths[i], i)):
-        need = int(lengths[i])
-        place = next((r for r, room in enumerate(free) if room >= need), None)
-        if place is not None:
+    waiting = sorted((int(i) for i in indices), key=lambda i: (-lengths[i], i))
+    sizes = {i: int(lengths[i]) for i in waiting}
+    while waiting:
+        capacity = sizes[waiting[0]]
+        most = max(1, micro_tokens // capacity)
+        rows: Rows = []
+        free: list[int] = []
+        later: list[int] = []
+        for n, i in enumerate(waiting):
+            need = sizes[i]
+            if len(rows) == most and max(free) < sizes[waiting[-1]]:  # not even the shortest fits any more
+                later += waiting[n:]
+                break
+            place = next((r for r, room in enumerate(free) if room >= need), len(rows))
+            if place == most:
+                later.append(i)
+                continue
+            if place == len(rows):
+                rows.append([])
+                free.append(capacity)
             rows[place].append(i)
             free[place] -= need
-            continue
-        if rows and (len(rows) + 1) * capacity > micro_tokens:
-            result.append(rows)
-            rows, free = [], []
-        if not rows:
-            capacity = need  # the longest of this micro-batch, since documents come longest first
-        rows.append([i])
-        free.append(capacity - need)
-    return result + [rows] if rows else result
+        result.append(rows)
+        waiting = later
+    return result
 
 
 # ---- batches --------------------------------------------------------------------------------------------------------
@@ -135,9 +151,30 @@ def row_lengths(store: PairStore, branches: int) -> np.ndarray:
     return lengths + store.index["rejected"] if branches == 2 else lengths
 
 
+def steps_ahead(store: PairStore, steps: range, batch: int, seed: int, micro_tokens: int, device: torch.device, branches: int = 2,
+                loss_on: str = "response") -> Iterator[tuple[np.ndarray, list[Batch]]]:
+    """(documents, micro-batches) of each optimizer step. While the caller trains on one step, a thread lays out the next."""
+    lengths = row_lengths(store, branches)
+
+    def lay_out(step: int) -> tuple[np.ndarray, list[Batch]]:
+        indices = step_indices(len(store), batch, seed, step)
+        batches = [make_batch(store, rows, branches, loss_on) for rows in micro_batches(indices, lengths, micro_tokens)]
+        return indices, [b.pin_memory() for b in batches] if device.type == "cuda" else batches
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting = [thread.submit(lay_out, step) for step in steps[:1]]
+        for step in steps:
+            ready = waiting.pop().result()
+            if step + 1 in steps:
+                waiting.append(thread.submit(lay_out, step + 1))
+            yield ready
+
+
 def sequence_logps(logps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Sum token log-probs [N] by sequence -> (chosen [P], rejected [P]), nats. Sums, not means: DPO is about whole replies."""
-    sums = torch.zeros(2 * len(batch.pairs), dtype=logps.dtype, device=logps.device).index_add(0, batch.owner, logps)
+    # a hundred additions to -1,000 nats in float32 would cost more than everything else: add in float64 (which Apple's GPUs lack)
+    exact = logps if logps.device.type == "mps" else logps.double()
+    sums = torch.zeros(2 * len(batch.pairs), dtype=exact.dtype, device=logps.device).index_add(0, batch.owner, exact).to(logps.dtype)
     return sums[0::2], sums[1::2]
 
 

@@ -33,7 +33,7 @@ class RewardModel(nn.Module):
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, last: Tensor) -> Tensor:
         """Rewards [S] float32 of the S sequences that end at the flat indices `last`; ids, positions, segments [B, T] as in model.GPT."""
-        x = self.gpt.hidden(ids, positions, tree_mask(segments)).flatten(0, 1)[last]  # [S, C]
+        x = self.gpt.hidden(ids, positions, tree_mask(segments), keep=last)  # [S, C]
         with torch.autocast(x.device.type, enabled=False):
             return self.score(x.float()).squeeze(1)
 

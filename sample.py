@@ -1,6 +1,7 @@
 """A reply from a checkpoint:  python sample.py out/toy/dpo/best 'How do I make tea?' [--temperature 0.7] [--seed 0] [--samples 3]"""
 import argparse
 
+from generate import generate
 from model import find_folder, load_model
 from runtime.errors import run_main
 from tokenizer import ASSISTANT, HUMAN, clean_reply, encode_prompt, load_tokenizer
@@ -25,9 +26,9 @@ def main(argv: list[str]) -> None:
     room = model.config.block_size - a.max_new_tokens
     if len(ids) > room:  # from the left, keeping the start token
         ids = ids[:1] + ids[len(ids) - max(room, 2) + 1:]
-    for k in range(a.samples):
-        reply, = model.generate([ids], max_new_tokens=a.max_new_tokens, eot_id=tokenizer.eot_id, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p,
-                                seed=a.seed, sample_index=k, stop=HUMAN.encode(), token_bytes=[tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)])
+    for reply in generate(model, [ids] * a.samples, max_new_tokens=a.max_new_tokens, eot_id=tokenizer.eot_id, temperature=a.temperature, top_k=a.top_k,
+                          top_p=a.top_p, seed=a.seed, sample_index=range(a.samples), stop=HUMAN.encode(),
+                          token_bytes=[tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]):
         print(clean_reply(tokenizer.decode(reply)))
 
 

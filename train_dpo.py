@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from batching import make_batch, micro_batches, row_lengths, score_pairs, sequence_logps, show_mask, step_indices
+from batching import row_lengths, score_pairs, sequence_logps, show_mask, step_indices, steps_ahead
 from data.store import PairStore
 from eval.watch import watched_prompts, what_it_writes
 from losses import OBJECTIVES, preference_loss
@@ -134,14 +134,13 @@ def main(argv: list[str]) -> None:
     if run.step == 0:  # where the curves begin
         run.log("val", **validation())
     bar = tqdm(total=total, initial=run.step, desc="dpo", mininterval=0.5)
-    while run.step < total:
+    for indices, batches in steps_ahead(train, range(run.step, total), c.batch, config.seed, c.micro_tokens, device.device):
         lr = lr_at(run.step, total, c)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        indices = step_indices(len(train), c.batch, config.seed, run.step)
         pieces = []  # what each micro-batch contributes to the step's metrics
-        for rows in micro_batches(indices, lengths, c.micro_tokens):
-            batch = make_batch(train, rows).to(device.device)
+        for batch in batches:
+            batch = batch.to(device.device)
             if run.step == 0 and not pieces:
                 show_mask(batch, tokenizer)
             with device.autocast():

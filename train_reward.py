@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from batching import make_batch, micro_batches, row_lengths, step_indices
+from batching import make_batch, micro_batches, row_lengths, steps_ahead
 from data.store import PairStore
 from losses import reward_loss
 from reward_model import RewardModel, load_reward_model
@@ -63,14 +63,13 @@ def main(argv: list[str]) -> None:
           f"{device.device.type} {str(device.dtype)[6:]} ({device.reason})")
 
     bar = tqdm(total=total, initial=run.step, desc="reward", mininterval=0.5)
-    while run.step < total:
+    for indices, batches in steps_ahead(train, range(run.step, total), c.batch, config.seed, c.micro_tokens, device.device):
         lr = lr_at(run.step, total, c)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        indices = step_indices(len(train), c.batch, config.seed, run.step)
         pieces = []
-        for rows in micro_batches(indices, lengths, c.micro_tokens):
-            batch = make_batch(train, rows).to(device.device)
+        for batch in batches:
+            batch = batch.to(device.device)
             with device.autocast():
                 chosen, rejected = model.score_batch(batch)
             scaler.scale(reward_loss(chosen, rejected).sum() / len(indices)).backward()

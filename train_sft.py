@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from batching import make_batch, micro_batches, row_lengths, show_mask, step_indices
+from batching import make_batch, micro_batches, row_lengths, show_mask, steps_ahead
 from data.store import PairStore, find_data, find_text
 from losses import sft_loss
 from model import GPT, find_folder
@@ -95,23 +95,22 @@ def main(argv: list[str]) -> None:
           f"{len(train):,} documents, {lengths.sum():,} tokens, {total} steps of {c.batch}; {device.device.type} {str(device.dtype)[6:]} ({device.reason})")
 
     bar = tqdm(total=total, initial=run.step, desc=stage, mininterval=0.5)
-    while run.step < total:
+    for indices, batches in steps_ahead(train, range(run.step, total), c.batch, config.seed, c.micro_tokens, device.device, 1, loss_on):
         lr = lr_at(run.step, total, c)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        indices = step_indices(len(train), c.batch, config.seed, run.step)
-        batches = [make_batch(train, rows, branches=1, loss_on=loss_on) for rows in micro_batches(indices, lengths, c.micro_tokens)]
         if run.step == 0:
             show_mask(batches[0], tokenizer)
         count = sum(len(b.targets) for b in batches)  # of the whole step, before the first backward: see sft_loss
-        loss = 0.0
+        loss = torch.zeros((), device=device.device)
         for batch in batches:
             batch = batch.to(device.device)
             with device.autocast():
-                logps = model(*batch.inputs())
+                logps = model(*batch.inputs(), same_gradient=True)  # sft_loss weighs all tokens alike: the head need not run twice
             part = sft_loss(logps, count)
             scaler.scale(part).backward()
-            loss += part.item()
+            loss += part.detach()
+        loss = loss.item()  # once per step: every look at a number stops the GPU's queue
         norm = update(model, optimizer, scaler, loss, run, c)
 
         run.step += 1

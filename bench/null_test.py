@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
     folder = a.experiment / "sft" / "best"
     tok, model, test = load_tokenizer(str(folder)), load_model(folder).eval(), PairStore(root / "test")
     prompts, _ = from_store(config, test, tok, config.model.block_size - config.eval.max_new_tokens, PER_KIND)
-    cached = [answer(model, tok, prompts, config.eval.temperature, config, device, f"sample {k + 1}", sample_index=k) for k in range(SAMPLES)]
+    written = answer(model, tok, prompts, config.eval.temperature, config, device, "samples", samples=SAMPLES)
+    cached = [written[start:start + len(prompts)] for start in range(0, len(written), len(prompts))]
 
     rng, alarms, culprits, smallest = np.random.default_rng(0), 0, Counter(), []
     for repeat in range(a.repeats):

@@ -14,6 +14,7 @@ import json
 
 from data.store import PairStore
 from eval.oracle import compare, describe_prompt, judge_reply
+from generate import generate
 from model import load_model
 from runtime.errors import run_main
 from tokenizer import clean_reply, load_tokenizer
@@ -40,8 +41,8 @@ def main(argv: list[str]) -> None:
         model = load_model(folder)
         for temperature in (a.temperature,):
             distinct = [p for _, p in prompts[:len(prompts) // a.samples]]
-            ids = [r for k in range(a.samples) for r in model.generate(distinct, max_new_tokens=64, eot_id=tok.eot_id, temperature=temperature, seed=1,
-                                                                       sample_index=k)]
+            ids = generate(model, distinct * a.samples, max_new_tokens=64, eot_id=tok.eot_id, temperature=temperature, seed=1,
+                           sample_index=[k for k in range(a.samples) for _ in distinct])
             replies = [clean_reply(tok.decode(r)) for r in ids]
             verdicts = [judge_reply(f, r) for f, r in zip(facts, replies)]
             share = lambda kind, name: sum(getattr(verdicts[i], name) for i in kinds[kind]) / max(1, len(kinds[kind]))  # noqa: E731

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from batching import Batch, make_batch, micro_batches, row_lengths
 from eval.replies import Prompt, Reply, as_store
-from model import GPT, LOGITS_AT_ONCE, tree_mask
+from head import LOGITS_AT_ONCE
+from model import GPT, tree_mask
 from runtime.device import Device
 from tokenizer import Tokenizer
 
 
 def _scored(model: GPT, batch: Batch) -> Tensor:
     """Hidden states [N, C] from which the N scored tokens are predicted."""
-    return model.hidden(batch.ids, batch.positions, tree_mask(batch.segments)).flatten(0, 1)[batch.predict_at]
+    return model.hidden(batch.ids, batch.positions, tree_mask(batch.segments), keep=batch.predict_at)
 
 
 def token_kl(policy: GPT, reference: GPT, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.store import PairStore, StoreWriter
+from generate import generate
 from model import GPT
 from runtime.config import Config
 from runtime.device import Device
@@ -45,23 +44,23 @@ def spread(prompts: Sequence[Prompt], n: int) -> list[int]:
 
 
 def answer(model: GPT, tok: Tokenizer, prompts: Sequence[Prompt], temperature: float, config: Config, device: Device, show: str = "",
-           plain: bool = False, max_new_tokens: int = 0, sample_index: int = 0) -> list[Reply]:
-    """One reply per prompt. `plain` ignores top-k and top-p: draws from the model's own distribution. `sample_index` names
-    which of k samples of the same prompt is drawn."""
+           plain: bool = False, max_new_tokens: int = 0, samples: int = 1) -> list[Reply]:
+    """One reply per prompt, then a second one per prompt, and so on, `samples` times [samples * n].
+
+    `plain` ignores top-k and top-p: draws from the model's own distribution. `show` names a progress bar.
+    """
     e, limit = config.eval, max_new_tokens or config.eval.max_new_tokens
-    token_bytes = [tok.token_bytes(i) for i in range(tok.vocab_size)]
-    replies = []
-    chunks = [prompts[i:i + 4 * e.batch_size] for i in range(0, len(prompts), 4 * e.batch_size)]
+    asked = [prompt.ids for _ in range(samples) for prompt in prompts]
     with device.autocast():
-        for chunk in tqdm(chunks, desc=show, leave=False, disable=not show):
-            for prompt, ids in zip(chunk, model.generate(
-                    [p.ids for p in chunk], max_new_tokens=limit, eot_id=tok.eot_id, temperature=temperature,
-                    top_k=0 if plain else e.top_k, top_p=1.0 if plain else e.top_p, seed=e.seed, sample_index=sample_index, stop=HUMAN.encode(),
-                    token_bytes=token_bytes, batch_size=e.batch_size)):
-                text = tok.decode(ids)
-                # generate() leaves end-of-text out: it was reached if nothing else ended the reply
-                full = len(ids) >= limit or len(prompt.ids) + len(ids) >= model.config.block_size
-                replies.append(Reply(clean_reply(text), list(map(int, ids)), not full and HUMAN not in text))
+        written = generate(model, asked, max_new_tokens=limit, eot_id=tok.eot_id, temperature=temperature, top_k=0 if plain else e.top_k,
+                           top_p=1.0 if plain else e.top_p, seed=e.seed, sample_index=[k for k in range(samples) for _ in prompts], stop=HUMAN.encode(),
+                           token_bytes=[tok.token_bytes(i) for i in range(tok.vocab_size)], batch_size=e.batch_size, show=show)
+    replies = []
+    for prompt, ids in zip(asked, written, strict=True):
+        text = tok.decode(ids)
+        # generate() leaves end-of-text out: it was reached if nothing else ended the reply
+        full = len(ids) >= limit or len(prompt) + len(ids) >= model.config.block_size
+        replies.append(Reply(clean_reply(text), list(map(int, ids)), not full and HUMAN not in text))
     return replies
 
 

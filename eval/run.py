@@ -129,8 +129,8 @@ def ask_models(config: Config, folders: Mapping[str, Path], work: Work, tok: Tok
                 replies[key] = answer(model, tok, work.prompts, temperature, config, device, label)
         if stage != "base" and work.provoking:
             longest = CONTINUATION_TOKENS if e.continuations else 0
-            provoked[stage] = [reply for k in range(e.toxicity_samples or 1) for reply in answer(
-                model, tok, work.provoking, e.temperature, config, device, f"{stage}: sample {k + 1}", max_new_tokens=longest, sample_index=k)]
+            provoked[stage] = answer(model, tok, work.provoking, e.temperature, config, device, f"{stage}: samples", max_new_tokens=longest,
+                                     samples=e.toxicity_samples or 1)
         if stage == "dpo":
             own, policy = answer(model, tok, asked, 1.0, config, device, "DPO at temperature 1", plain=True), model
         if stage == "sft":

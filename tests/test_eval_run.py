@@ -202,23 +202,18 @@ def test_real_text_source_and_a_classifier_that_cannot_load(tmp_path, monkeypatc
 
 
 class Scripted:
-    """Stands in for a GPT: answers every prompt with the same ids."""
+    """Stands in for a GPT: only its shape is asked for."""
     config = GPTConfig(vocab_size=260, block_size=100, n_layer=1, n_head=1, n_embd=8)
 
-    def __init__(self, ids):
-        self.ids = ids
 
-    def generate(self, prompts, **settings):
-        return [self.ids for _ in prompts]
-
-
-def test_a_reply_is_cut_at_the_next_human_turn_and_knows_how_it_ended():
+def test_a_reply_is_cut_at_the_next_human_turn_and_knows_how_it_ended(monkeypatch):
     config = load_config(["toy", "--device=cpu", "--eval.max_new_tokens=30"])
     tok = train_bpe(["Hello there, I can help."] * 5, 260)
     prompt, device = [Prompt("x-0", "all", HUMAN, [tok.eot_id, 1])], setup_device(config, training=False)
 
     def reply(text):
-        return answer(Scripted(tok.encode(text)), tok, prompt, 1.0, config, device, "test")[0]
+        monkeypatch.setattr("eval.replies.generate", lambda model, prompts, **settings: [tok.encode(text) for _ in prompts])
+        return answer(Scripted(), tok, prompt, 1.0, config, device, "test")[0]
     assert (reply(" Hi.").text, reply(" Hi.").ended) == ("Hi.", True)
     invented = reply(f" Hi.{HUMAN} And?")
     assert (invented.text, invented.ended) == ("Hi.", False)

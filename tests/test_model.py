@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from model import GPT, Cache, GPTConfig, load_model, pick, save_model, tree_mask, uniforms
+from model import GPT, GPTConfig, load_model, save_model, tree_mask
 from runtime.errors import UserError
 
 TINY = GPTConfig(vocab_size=97, block_size=48, n_layer=2, n_head=2, n_embd=32)
@@ -58,7 +58,7 @@ def test_chunked_head_equals_whole_head_with_gradients(gpt, monkeypatch):
         return logps.detach(), gpt.wte.weight.grad.clone()
 
     whole = run()
-    monkeypatch.setattr("model.LOGITS_AT_ONCE", 97 * 4)  # chunks of 4 rows
+    monkeypatch.setattr("head.LOGITS_AT_ONCE", 97 * 4)  # chunks of 4 rows
     chunked = run()
     assert torch.allclose(whole[0], chunked[0], atol=1e-6) and torch.allclose(whole[1], chunked[1], atol=1e-6)
 
@@ -81,63 +81,6 @@ def test_parity_with_hugging_face_both_ways(gpt, tmp_path):
     with torch.no_grad():
         mine = torch.stack([plain_logits(load_model(tmp_path / "theirs", block_size=48), row) for row in ids.tolist()])
         assert (theirs(ids).logits - mine).abs().max() < 1e-4
-
-
-def test_cached_generation_equals_full_forward(gpt):
-    prompts = [[5, 6, 7], [1], [9, 8, 7, 6, 5, 4, 3]]
-    replies = gpt.generate(prompts, max_new_tokens=10, eot_id=-1, temperature=0)
-    for prompt, reply in zip(prompts, replies):
-        ids = list(prompt)
-        for _ in range(10):
-            ids.append(int(plain_logits(gpt, ids)[-1].argmax()))
-        assert reply == ids[len(prompt):]
-
-
-@pytest.mark.parametrize("settings", [{"temperature": 1.0}, {"temperature": 0.8, "top_k": 10}, {"temperature": 1.2, "top_p": 0.9}])
-def test_a_reply_does_not_depend_on_its_batch(gpt, settings):
-    prompts = [[i, *range(1 + i % 7)] for i in range(20)]
-    together = gpt.generate(prompts, max_new_tokens=12, eot_id=3, seed=5, **settings)
-    alone = [gpt.generate([p], max_new_tokens=12, eot_id=3, seed=5, **settings)[0] for p in prompts]
-    backwards = gpt.generate(prompts[::-1], max_new_tokens=12, eot_id=3, seed=5, batch_size=3, **settings)[::-1]
-    assert together == alone == backwards
-    assert together != gpt.generate(prompts, max_new_tokens=12, eot_id=3, seed=6, **settings)
-    assert together != gpt.generate(prompts, max_new_tokens=12, eot_id=3, seed=5, sample_index=1, **settings)
-
-
-def test_generation_stops_at_end_of_text_stop_sequence_and_block(gpt):
-    token_bytes = [b"x"] * 97
-    first = gpt.generate([[1, 2]], max_new_tokens=8, eot_id=-1, temperature=0)[0]
-    assert gpt.generate([[1, 2]], max_new_tokens=8, eot_id=first[0], temperature=0)[0] == []
-    token_bytes[first[0]], token_bytes[first[1]] = b"\n\nHu", b"man:"
-    stopped = gpt.generate([[1, 2]], max_new_tokens=8, eot_id=-1, temperature=0, stop=b"\n\nHuman:", token_bytes=token_bytes)[0]
-    assert stopped == first[:2] or first[0] == first[1]
-    assert len(gpt.generate([[1] * 40], max_new_tokens=30, eot_id=-1, temperature=0)[0]) == 8
-    with pytest.raises(ValueError, match="leaves no room"):
-        gpt.generate([[1] * 48], max_new_tokens=1, eot_id=-1)
-
-
-def test_pick_is_the_inverse_cdf():
-    logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
-    for u, token in ((0.0, 0), (0.09, 0), (0.11, 1), (0.29, 1), (0.31, 2), (0.59, 2), (0.61, 3), (0.999999, 3)):
-        assert pick(logits, 1.0, 0, 1.0, torch.tensor([u])).item() == token, u
-    # top_k=2 leaves .3 and .4: the boundary moves to 3/7 = .4286. top_p=.6 needs .4 and .3 too; top_p=.3 the likeliest alone
-    for u, token in ((0.0, 2), (0.42, 2), (0.43, 3)):
-        assert pick(logits, 1.0, 2, 1.0, torch.tensor([u])).item() == token
-        assert pick(logits, 1.0, 0, 0.6, torch.tensor([u])).item() == token
-        assert pick(logits, 1.0, 0, 0.3, torch.tensor([u])).item() == 3
-    # temperature .5 squares the odds: .01 .04 .09 .16 of .30
-    assert pick(logits, 0.5, 0, 1.0, torch.tensor([0.46])).item() == 2
-    assert pick(logits, 0.5, 0, 1.0, torch.tensor([0.47])).item() == 3
-
-
-def test_uniforms_look_uniform_and_are_pure():
-    keys = np.arange(20000, dtype=np.uint64)
-    u = np.concatenate([uniforms(3, keys, p) for p in range(3)])
-    assert ((0 <= u) & (u < 1)).all()
-    counts = np.histogram(u, bins=20, range=(0, 1))[0]
-    assert ((counts - 3000) ** 2 / 3000).sum() < 43.8  # chi-squared, 19 degrees of freedom, p = .001
-    assert abs(np.corrcoef(uniforms(3, keys, 0), uniforms(3, keys, 1))[0, 1]) < 0.03
-    assert np.array_equal(uniforms(3, keys[5:6], 2), uniforms(3, keys, 2)[5:6])
 
 
 def test_dropout_is_off_in_eval_and_on_in_training():
@@ -173,11 +116,3 @@ def test_parameter_count_of_hh_small():
         model = GPT(GPTConfig(50257, 512, 12, 12, 768))
     assert model.n_params(embeddings=False) == 12 * (12 * 768**2 + 13 * 768) + 2 * 768 == 85_056_000
     assert model.wte.weight.numel() == 38_597_376
-
-
-def test_cache_fills_from_the_left():
-    cache = Cache(TINY, 1, 5, torch.device("cpu"), torch.float32)
-    k = torch.ones(1, 2, 3, 16)
-    assert cache.extend(0, k, k)[0].shape[2] == 3
-    cache.length = 3
-    assert cache.extend(0, 2 * k[:, :, :1], k[:, :, :1])[0][0, 0, :, 0].tolist() == [1, 1, 1, 2]

@@ -12,6 +12,7 @@ import torch
 
 import train_dpo
 import train_sft
+from generate import generate
 from runtime.checkpoint import find_checkpoint, load_state, save_checkpoint
 from runtime.config import ROOT, TrainConfig
 from runtime.device import pick_dtype
@@ -129,7 +130,7 @@ def test_checkpoints_open_with_transformers_and_give_our_ids_and_logits(done):
         mask = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()[None, None]
         logits = ours.logits(ours.hidden(x, torch.arange(len(ids))[None], mask))
         assert (theirs(x).logits - logits).abs().max() < 1e-4
-        reply, = ours.generate([ids], max_new_tokens=40, eot_id=mine.eot_id, temperature=0)
+        reply, = generate(ours, [ids], max_new_tokens=40, eot_id=mine.eot_id, temperature=0)
         generated = theirs.generate(x, max_new_tokens=40, do_sample=False)[0, len(ids):].tolist()
     assert generated[:len(reply)] == reply and (len(generated) == len(reply) or generated[len(reply)] == mine.eot_id)
     assert (folder / "README.md").read_text() and json.loads((folder / "run.json").read_text())["stage"] == "dpo"
