@@ -42,9 +42,11 @@ class Cache:
         rows, at, longest = torch.arange(B, device=k.device), self.lengths[:B], mask.shape[-1]
         self.k[layer][rows, :, :, at] = k[:, :, 0].to(self.k.dtype)
         self.v[layer][rows, :, at] = v[:, :, 0].to(self.v.dtype)
-        # spelled out: for one query per row the fused kernel of a CPU is three times slower in bf16. Here mask is 0 or -inf
-        scores = (q @ self.k[layer, :B, :, :, :longest]).float() * D**-0.5 + mask  # [B, H, 1, longest]
-        return scores.softmax(-1).to(self.v.dtype) @ self.v[layer, :B, :, :longest]
+        k, v = self.k[layer, :B, :, :, :longest], self.v[layer, :B, :, :longest]
+        if q.device.type != "cpu" or v.dtype != torch.bfloat16:
+            return F.scaled_dot_product_attention(q.to(v.dtype), k.transpose(2, 3), v, attn_mask=mask)
+        # for one query per row the fused kernel of a CPU is three times slower in bf16 than the two products, whose scores are rounded once more
+        return (q @ k).float().mul(D**-0.5).masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
 
     def read_prompts(self, model: GPT, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Append a row for each prompt; returns final states [rows, C] at their ends. Longest first, equal ones side by side: those are read once."""
@@ -81,8 +83,7 @@ class Cache:
         """Append one token [rows] to every row; returns final states [rows, C]."""
         at = self.lengths[:self.rows]
         visible = torch.arange(int(at.max()) + 1, device=at.device) <= at[:, None]
-        mask = torch.zeros(visible.shape, device=at.device).masked_fill_(~visible, -torch.inf)
-        x = model.hidden(tokens[:, None], at[:, None], mask[:, None, None], self)[:, 0]
+        x = model.hidden(tokens[:, None], at[:, None], visible[:, None, None], self)[:, 0]
         self.lengths[:self.rows] += 1
         return x
 
@@ -168,7 +169,7 @@ def next_logits(model: GPT, x: Tensor) -> Tensor:
     a half, so the 64 likeliest of each row are made again in float32.
     """
     weight = model.wte.weight
-    rough = (weight @ x.T).T.float() if x.device.type == "cpu" else (x @ weight.T).float()
+    rough = (weight @ x.T).T.float() if x.device.type == "cpu" else F.linear(x, weight).float()
     if torch.is_autocast_enabled(x.device.type):
         best = rough.topk(min(64, len(weight)), dim=1).indices
         with torch.autocast(x.device.type, enabled=False):

@@ -91,6 +91,7 @@ def main(argv: list[str]) -> None:
     if config.compile:
         model.compile()
     total, lengths = total_steps(c, len(train)), row_lengths(train, 1)
+    at_once = device.dtype != torch.float16  # sft_loss weighs all tokens alike, so the head need not run twice; but fp16's scaler must see all products
     print(f"{stage}: {model.n_params() / 1e6:.2f}M parameters ({model.n_params(embeddings=False) / 1e6:.2f}M without embeddings), "
           f"{len(train):,} documents, {lengths.sum():,} tokens, {total} steps of {c.batch}; {device.device.type} {str(device.dtype)[6:]} ({device.reason})")
 
@@ -106,7 +107,7 @@ def main(argv: list[str]) -> None:
         for batch in batches:
             batch = batch.to(device.device)
             with device.autocast():
-                logps = model(*batch.inputs(), same_gradient=True)  # sft_loss weighs all tokens alike: the head need not run twice
+                logps = model(*batch.inputs(), same_gradient=at_once)
             part = sft_loss(logps, count)
             scaler.scale(part).backward()
             loss += part.detach()

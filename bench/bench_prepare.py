@@ -9,13 +9,12 @@ of their own, in turns. Writes results/speed/prepare.json.
 import argparse
 import gzip
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from the repository root, not from bench/
 
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 
 from batching import row_lengths, sequence_logps, steps_ahead
-from bench.common import ROOT, bench_device, machine, save, spread
+from bench.common import ROOT, bench_device, machine, save, spread, synchronize
 from data.store import PairStore, StoreWriter
 from losses import preference_loss
 from model import GPT, GPTConfig
@@ -55,13 +54,19 @@ def grow(source: str, rows: int, folder: Path) -> int:
 
 def timed(command: list[str]) -> tuple[float, float, str]:
     """(seconds, peak GB, output) of a command."""
-    started = time.perf_counter()
-    child = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    output = child.stdout.read()
-    _, status, usage = os.wait4(child.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return time.perf_counter() - started, usage.ru_maxrss * 1024 / 1e9, output
+    started, peak = time.perf_counter(), 0
+    with TemporaryFile("w+") as output:
+        child = subprocess.Popen(command, cwd=ROOT, stdout=output)
+        while child.poll() is None:  # the kernel's own high-water mark, read until the last moment
+            try:
+                peak = max([peak, *(int(line.split()[1]) for line in Path(f"/proc/{child.pid}/status").read_text().splitlines() if line.startswith("VmHWM"))])
+            except OSError:
+                pass  # it has just ended, or this is not Linux: then 0 is reported
+            time.sleep(0.1)
+        if child.returncode:
+            raise SystemExit(f"{' '.join(command)} failed")
+        output.seek(0)
+        return time.perf_counter() - started, peak * 1024 / 1e9, output.read()
 
 
 def copy_store(store: PairStore, rows: np.ndarray, folder: Path) -> None:
@@ -80,9 +85,8 @@ def train(folder: str) -> dict[str, float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     store = PairStore(folder)
     lengths, taken, tokens = row_lengths(store, 2), [], []
-    plan = steps_ahead(store, range(STEPS), BATCH, 0, 4096, device.device)
-    for indices, batches in plan:
-        started = time.perf_counter()
+    started = time.perf_counter()  # waiting for the store and the next step's layout is part of a step
+    for indices, batches in steps_ahead(store, range(STEPS), BATCH, 0, 4096, device.device):
         for batch in batches:
             batch = batch.to(device.device)
             chosen, rejected = sequence_logps(model(*batch.inputs()), batch)
@@ -90,16 +94,20 @@ def train(folder: str) -> dict[str, float]:
             (preference_loss(chosen, rejected, zero, zero)[0].sum() / len(indices)).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        synchronize(device)
         taken.append(time.perf_counter() - started)
         tokens.append(int(lengths[indices].sum()))
+        started = time.perf_counter()
     return {"tokens_per_second": statistics.median(t / s for t, s in zip(tokens[2:], taken[2:])), "memory_gb": peak_memory_gb(device.device)}
 
 
 def growth(store: PairStore, folder: Path, repeats: int) -> dict[str, object]:
     """The same training on a small and on a large store, in turns."""
     rng, found = np.random.default_rng(0), {size: [] for size in SIZES}
+    if len(store) < max(SIZES):
+        raise UserError(f"growth needs {max(SIZES):,} pairs, there are {len(store):,}: ask for more --rows.")
     for size in SIZES:
-        copy_store(store, rng.choice(len(store), min(size, len(store)), replace=False), folder / str(size))
+        copy_store(store, rng.choice(len(store), size, replace=False), folder / str(size))
     for _ in range(repeats):
         for size in SIZES:
             found[size].append(json.loads(timed([sys.executable, __file__, "--source=", f"--train={folder / str(size)}"])[2].splitlines()[-1]))

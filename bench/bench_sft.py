@@ -59,7 +59,7 @@ def padded_gradients(model: GPT, store: PairStore, indices: np.ndarray, device: 
     ids, targets = ids.to(model.device), targets.to(model.device)
     mask = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=model.device).tril()
     with device.autocast():
-        logits = model.logits(model.hidden(ids, torch.arange(BLOCK, device=model.device).expand_as(ids), mask))  # [B, T, V]
+        logits = F.linear(model.hidden(ids, torch.arange(BLOCK, device=model.device).expand_as(ids), mask), model.wte.weight).float()  # [B, T, V]
         loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=-100)
     loss.backward()
     return loss.item()

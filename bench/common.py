@@ -89,11 +89,12 @@ def stored(rows: list[tuple[list[int], list[int], list[int]]], vocab_size: int =
 def training_flops(model: GPT, tokens: int, scored: int, pairs_attended: int) -> float:
     """FLOPs of forward and backward over `tokens` positions with `scored` rows through the head, `pairs_attended` query-key pairs.
 
-    Three times 2 x (parameters of the blocks x tokens + vocabulary x width x scored + 2 x width x layers x pairs attended).
+    Three times 2 x (parameters of the blocks x tokens + vocabulary x width x scored + 2 x width x layers x pairs attended), less the
+    last block's MLP where no token is scored: that work is not needed, and not done.
     """
     c = model.config
-    blocks = 12 * c.n_layer * c.n_embd**2
-    return 6.0 * (blocks * tokens + c.vocab_size * c.n_embd * scored + 2 * c.n_embd * c.n_layer * pairs_attended)
+    blocks = 12 * c.n_layer * c.n_embd**2 * tokens - 8 * c.n_embd**2 * (tokens - scored)
+    return 6.0 * (blocks + c.vocab_size * c.n_embd * scored + 2 * c.n_embd * c.n_layer * pairs_attended)
 
 
 def attended(prompt: int, *replies: int) -> int:
@@ -129,8 +130,9 @@ def take_turns(systems: dict[str, Callable[[], object]], device: Device, repeats
     return taken
 
 
-def measured_peak(device: Device, size: int = 2048) -> float:
+def measured_peak(device: Device) -> float:
     """FLOP/s of the best of ten square matrix products in the device's format: what this machine can do, measured now."""
+    size = 8192 if device.device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device.device, dtype=device.dtype) for _ in range(2))
     return 2 * size**3 / min(seconds(lambda: a @ b, device, 10))
 

@@ -17,6 +17,8 @@ failed=()
 
 part() { # NAME SECONDS COMMAND...
   local name=$1 limit=$2 t=$SECONDS; shift 2
+  [ $limit -lt $((530 - SECONDS)) ] || limit=$((530 - SECONDS))  # nine minutes in all
+  [ $limit -gt 5 ] || { failed+=("$name (no time left)"); return; }
   echo "== $name: $*"
   timeout "$limit" "$@" >"$out/$name.log" 2>&1 || failed+=("$name ($?)")
   tail -n 12 "$out/$name.log"; echo "== $name: $((SECONDS - t)) s"

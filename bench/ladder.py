@@ -93,7 +93,7 @@ LADDER = [
     Rung("+ prompt shared by both replies", shared_prompts, response_logits),
     Rung("+ sorted, cut and packed rows", packed, response_logits),
     Rung("+ short number format", packed, response_logits, low=True),
-    Rung("+ hand-written head in chunks", packed, our_head, low=True),
+    Rung("+ head in chunks, its gradient by hand and in the short format", packed, our_head, low=True),
     Rung("+ freed memory kept (CPU)", packed, our_head, low=True, kept=True),
 ]
 
@@ -119,20 +119,21 @@ def gradients(rung: Rung, model: GPT, store: PairStore, indices: np.ndarray, ref
 
 
 def check(store: PairStore, micro_tokens: int, kind: str) -> list[dict[str, float]]:
-    """Loss and gradient of every rung against the first, on a few pairs in float32 (the short format in itself)."""
+    """Loss and gradient of every rung against the first, on a few pairs: all in float32, those in the short format in it as well (it is their gap that is returned)."""
     exact, short = bench_device("float32"), bench_device()
     torch.manual_seed(0)
     model = GPT(GPT2_SMALL).to(kind)
     rows, found, first = np.arange(min(CHECKED, len(store))), [], None
     reference = np.zeros((len(store), 2), dtype=np.float32) - 100.0  # not the policy's own: the loss must not be ln 2 for everyone
     for rung in LADDER:
-        loss = gradients(rung, model, store, rows, reference, micro_tokens, short if rung.low else exact)
-        g = torch.cat([p.grad.flatten() for p in model.parameters()])
-        model.zero_grad(set_to_none=True)
-        first = first or (loss, g)
-        gap = {"loss_gap": abs(loss - first[0]), "gradient_gap": ((g - first[1]).norm() / first[1].norm()).item()}
-        if not rung.low and (gap["loss_gap"] > 1e-4 or gap["gradient_gap"] > 1e-4):
-            raise SystemExit(f"'{rung.name}' changes the result: {gap}")
+        for device, allowed in ((exact, 1e-4), (short, 0.05))[:2 if rung.low else 1]:
+            loss = gradients(rung, model, store, rows, reference, micro_tokens, device)
+            g = torch.cat([p.grad.flatten() for p in model.parameters()])
+            model.zero_grad(set_to_none=True)
+            first = first or (loss, g)
+            gap = {"loss_gap": abs(loss - first[0]), "gradient_gap": ((g - first[1]).norm() / first[1].norm()).item()}
+            if max(gap.values()) > allowed:
+                raise SystemExit(f"'{rung.name}' changes the result: {gap}")
         found.append(gap)
     return found
 

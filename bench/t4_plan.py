@@ -2,8 +2,8 @@
 
     python bench/t4_plan.py --source FOLDER_WITH_HH_FILES [--tflops 8.4] [--float32_tflops 2.8]
 
-Tokens are counted on the given pairs and scaled to the 160,800 of HH. Padding is counted as the plan of the real batches makes it. Activations are
-counted by listening to what autograd keeps of one micro-batch on a CPU, in bf16, whose size is fp16's. What remains an
+Tokens are counted on the given pairs and scaled to the 160,800 of HH. Padding is counted as the plan of the real batches makes it, attention with
+its masked half; validation (ten times 256 rows) is not. Activations are counted by listening to what autograd keeps of one micro-batch on a CPU, in bf16, whose size is fp16's. What remains an
 assumption is the two speeds: 35 % of what a T4 sustains in fp16 (24 TFLOP/s) and of its 8.1 in float32, in which the head's forward
 pass runs. Writes results/speed/t4_plan.json.
 """
@@ -17,7 +17,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from the reposi
 import torch
 
 from batching import make_batch, micro_batches, row_lengths, step_indices
-from bench.common import attended, save
+from bench.common import save
 from data.prepare_hh import prepare
 from data.store import PairStore
 from model import GPT, GPTConfig
@@ -29,25 +29,26 @@ PLANNED = 40  # steps whose padding is looked at
 
 
 def count(store: PairStore, branches: int, loss_on: str) -> dict[str, float]:
-    """Tokens, scored tokens and attended query-key pairs of one epoch over the store."""
-    tokens = scored = pairs = 0
+    """Tokens and scored tokens of one epoch over the store."""
+    tokens = scored = 0
     for i in range(len(store)):
         prompt, roles, *replies = store.row(i)
         replies = [len(reply) for reply in replies[:branches]]
         tokens += len(prompt) + sum(replies)
         scored += sum(replies) + (int((roles[1:] == 1).sum()) if loss_on == "assistant" else 0)
-        pairs += attended(len(prompt), *replies)
-    return {"tokens": tokens, "scored": scored, "attended": pairs}
+    return {"tokens": tokens, "scored": scored}
 
 
-def fill(store: PairStore, branches: int, batch: int, micro_tokens: int) -> float:
-    """Share of the computed positions that are not padding."""
-    lengths, computed, useful = row_lengths(store, branches), 0, 0
+def fill(store: PairStore, branches: int, batch: int, micro_tokens: int) -> tuple[float, float]:
+    """(share of the computed positions that are not padding, mean row length that a computed position attends to, masked or not)."""
+    lengths, computed, useful, squares = row_lengths(store, branches), 0, 0, 0
     for step in range(min(PLANNED, len(store) // batch)):
         indices = step_indices(len(store), batch, 0, step)
         useful += int(lengths[indices].sum())
-        computed += sum(len(rows) * max(int(lengths[row].sum()) for row in rows) for rows in micro_batches(indices, lengths, micro_tokens))
-    return useful / computed
+        for rows in micro_batches(indices, lengths, micro_tokens):
+            T = max(int(lengths[row].sum()) for row in rows)
+            computed, squares = computed + len(rows) * T, squares + len(rows) * T * T
+    return useful / computed, squares / computed
 
 
 def activation_bytes(model: GPT, store: PairStore, branches: int, micro_tokens: int, same_gradient: bool) -> int:
@@ -82,17 +83,17 @@ def main(argv: list[str]) -> None:
         times = HH_ROWS / len(store)
         sft, dpo = count(store, 1, config.sft.loss_on), count(store, 2, "response")
         fills = {"sft": fill(store, 1, config.sft.batch, config.sft.micro_tokens), "dpo": fill(store, 2, config.dpo.batch, config.dpo.micro_tokens)}
-        activations = max(activation_bytes(model, store, 1, config.sft.micro_tokens, True), activation_bytes(model, store, 2, config.dpo.micro_tokens, False))
+        activations = max(activation_bytes(model, store, 1, config.sft.micro_tokens, False), activation_bytes(model, store, 2, config.dpo.micro_tokens, False))
         tokens_at_once = config.dpo.micro_tokens
     c = model.config
     body = model.n_params(embeddings=False)
 
-    def forward(work: dict[str, float], full: float) -> tuple[float, float]:
-        """(fp16 FLOPs of the blocks, float32 FLOPs of the head) of one forward pass over HH, padding included."""
-        return times * (2 * body * work["tokens"] + 4 * c.n_embd * c.n_layer * work["attended"]) / full, times * 2 * c.vocab_size * c.n_embd * work["scored"]
+    def forward(work: dict[str, float], full: float, row: float) -> tuple[float, float]:
+        """(fp16 FLOPs of the blocks, float32 FLOPs of the head) of one forward pass over HH, padding and masked attention included."""
+        return times * work["tokens"] / full * (2 * body + 4 * c.n_embd * c.n_layer * row), times * 2 * c.vocab_size * c.n_embd * work["scored"]
     rows = []
-    for name, work, passes, head_low in (("SFT", sft, 3, 2), ("DPO, reference pass", dpo, 1, 0), ("DPO, policy", dpo, 3, 3)):  # DPO's head makes its logits again
-        blocks, head = forward(work, fills["sft" if name == "SFT" else "dpo"])
+    for name, work, passes, head_low in (("SFT", sft, 3, 3), ("DPO, reference pass", dpo, 1, 0), ("DPO, policy", dpo, 3, 3)):  # in fp16 the head makes its logits again
+        blocks, head = forward(work, *fills["sft" if name == "SFT" else "dpo"])
         low, exact = passes * blocks + head_low * head, head
         seconds = low / a.tflops / 1e12 + exact / a.float32_tflops / 1e12
         rows.append({"stage": name, "tokens_millions": times * work["tokens"] / 1e6, "fp16_pflops": low / 1e15, "float32_pflops": exact / 1e15, "minutes": seconds / 60})
@@ -105,8 +106,8 @@ def main(argv: list[str]) -> None:
         print(f"{what:50} {size / 1e9:5.2f} GB")
     hours, total = sum(row["minutes"] for row in rows) / 60, sum(memory.values()) / 1e9
     save("t4_plan", {"what": "hh_small on a T4, counted", "assumed_fp16_tflops": a.tflops, "assumed_float32_tflops": a.float32_tflops, "pairs_counted": len(store), "scaled_to": HH_ROWS,
-                     "useful_share_of_positions": fills, "stages": rows, "hours": hours, "bytes": memory, "memory_gb": total})
-    print(f"{hours:.2f} hours, {total:.1f} GB; of the computed positions {100 * fills['sft']:.0f} % (SFT) and {100 * fills['dpo']:.0f} % (DPO) are not padding")
+                     "useful_share_of_positions": {name: share for name, (share, _) in fills.items()}, "stages": rows, "hours": hours, "bytes": memory, "memory_gb": total})
+    print(f"{hours:.2f} hours, {total:.1f} GB; of the computed positions {100 * fills['sft'][0]:.0f} % (SFT) and {100 * fills['dpo'][0]:.0f} % (DPO) are not padding")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,11 @@ def peak_memory_gb(device: torch.device) -> float:
     """Most memory this process has held: on the GPU if there is one, else resident on the host. Gigabytes (1e9)."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 1e9
+    try:  # rusage would count the process this one was forked from
+        with open("/proc/self/status") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024 / 1e9
+    except (OSError, StopIteration):
+        pass  # not Linux
     import resource
     import sys
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

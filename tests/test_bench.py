@@ -34,7 +34,8 @@ def tiny():
 def test_flops_by_hand():
     """One layer of width 2: 12 x 4 = 48 weights; 3 tokens, 2 of them scored over 5 words, 6 pairs attended."""
     model = GPT(GPTConfig(vocab_size=5, block_size=4, n_layer=1, n_head=1, n_embd=2))
-    assert training_flops(model, 3, 2, 6) == 6 * (48 * 3 + 5 * 2 * 2 + 2 * 2 * 1 * 6)
+    # the MLP, 32 of the 48, is not needed at the one position that is not scored
+    assert training_flops(model, 3, 2, 6) == 6 * (48 * 3 - 32 * 1 + 5 * 2 * 2 + 2 * 2 * 1 * 6)
     assert attended(3) == 1 + 2 + 3 and attended(3, 2, 1) == 6 + (4 + 5) + 4  # a reply's token sees the prompt, the reply so far and itself
 
 
@@ -47,7 +48,7 @@ def test_shared_rows_are_separate_rows(store, tiny):
 def test_every_rung_gives_the_first_ones_gradients(store, monkeypatch):
     monkeypatch.setattr(ladder, "GPT2_SMALL", TINY)
     gaps = ladder.check(store, 200, "cpu")
-    assert len(gaps) == len(ladder.LADDER) and all(gap["gradient_gap"] < 1e-5 for gap, rung in zip(gaps, ladder.LADDER) if not rung.low)
+    assert len(gaps) == len(ladder.LADDER) and all(gap["gradient_gap"] < (0.05 if rung.low else 1e-5) for gap, rung in zip(gaps, ladder.LADDER))
 
 
 def test_a_rung_that_changes_the_result_stops_the_ladder(store, monkeypatch):

@@ -62,6 +62,20 @@ def test_autocast_rounds_the_gradient_but_not_the_log_probs(inputs):
             assert 0 < ((a - b).norm() / b.norm()).item() < 0.01
 
 
+def test_logits_far_from_zero_do_not_spoil_a_bf16_gradient():
+    """GPT-2's logits lie near -100, where bf16 has steps of a half. A shift common to all must cost nothing."""
+    torch.manual_seed(0)
+    x, w = torch.randn(200, 32) + 2.0, torch.randn(500, 32) * 0.3
+    targets, up = torch.randint(500, (200,)), torch.rand(200)
+    gaps = []
+    for shift in (0.0, -2.0):  # x . shift is about -128
+        exact = gradients(plain, x.double(), (w + shift).double(), targets, up.double())
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = gradients(lambda *a: TokenLogps.apply(*a, False), x, w + shift, targets, up)
+        gaps.append(((got[2] - exact[2]).norm() / exact[2].norm()).item())
+    assert gaps[1] < 2 * gaps[0] < 0.02
+
+
 def test_a_sure_target_keeps_a_small_gradient():
     """Where p is near 1, p - 1 in bf16 would be 0 or 1/256: it is taken from the log-prob instead."""
     x, w = torch.tensor([[8.0]], requires_grad=True), torch.tensor([[1.0], [0.0]], requires_grad=True)
