@@ -170,8 +170,26 @@ def steps_ahead(store: PairStore, steps: range, batch: int, seed: int, micro_tok
             yield ready
 
 
-def sequence_logps(logps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Sum token log-probs [N] by sequence -> (chosen [P], rejected [P]), nats. Sums, not means: DPO is about whole replies."""
+def reply_tokens(batch: Batch) -> Tensor:
+    """Scored tokens of every sequence [2 P], in the order of `owner`."""
+    return torch.bincount(batch.owner, minlength=2 * len(batch.pairs))
+
+
+def tail_weights(batch: Batch, alpha: float) -> Tensor:
+    """[N] 1 for a pair's tokens up to the length of its shorter reply, `alpha` for the longer one's tokens beyond it (LD-DPO, Liu et al. 2024, eq. 9)."""
+    counts = reply_tokens(batch)
+    place = torch.arange(len(batch.owner), device=counts.device) - (counts.cumsum(0) - counts)[batch.owner]  # in its own reply, from 0
+    shorter = counts.view(-1, 2).min(1).values.repeat_interleave(2)
+    return torch.where(place < shorter[batch.owner], 1.0, alpha)
+
+
+def sequence_logps(logps: Tensor, batch: Batch, tail_weight: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Sum token log-probs [N] by sequence -> (chosen [P], rejected [P]), nats. Sums, not means: DPO is about whole replies.
+
+    tail_weight: see `tail_weights`.
+    """
+    if tail_weight != 1:
+        logps = logps * tail_weights(batch, tail_weight)
     # a hundred additions to -1,000 nats in float32 would cost more than everything else: add in float64 (which Apple's GPUs lack)
     exact = logps if logps.device.type == "mps" else logps.double()
     sums = torch.zeros(2 * len(batch.pairs), dtype=exact.dtype, device=logps.device).index_add(0, batch.owner, exact).to(logps.dtype)
@@ -179,7 +197,7 @@ def sequence_logps(logps: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def score_pairs(model: GPT, store: PairStore, indices: np.ndarray, micro_tokens: int, autocast, show: str = "") -> tuple[np.ndarray, np.ndarray]:
+def score_pairs(model: GPT, store: PairStore, indices: np.ndarray, micro_tokens: int, autocast, show: str = "", tail_weight: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
     """log p(chosen | prompt), log p(rejected | prompt) of the pairs `indices` [P], in nats, float32 [P] each, dropout off.
 
     The same rows, dtype and code path as training uses. `autocast` makes the context; `show` names a progress bar.
@@ -194,7 +212,7 @@ def score_pairs(model: GPT, store: PairStore, indices: np.ndarray, micro_tokens:
         with autocast():
             logps = model(*batch.inputs())
         k = [where[i] for i in batch.pairs]
-        for side, values in enumerate(sequence_logps(logps, batch)):
+        for side, values in enumerate(sequence_logps(logps, batch, tail_weight)):
             out[side, k] = values.cpu().numpy()
     model.train(was_training)
     return out[0], out[1]

@@ -67,6 +67,18 @@ class TokenLogps(torch.autograd.Function):
         return dx, dw, None, None
 
 
+@torch.no_grad()
+def log_square_sums(x: Tensor, weight: Tensor) -> Tensor:
+    """log sum_v p(v)^2 per row, float32 [N], from x [N, C] and W [V, C]: minus the order-2 entropy of the next token."""
+    found = torch.empty(len(x), device=x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        exact_x, exact_w = x.float(), weight.float()
+        for part, logits in _chunks(len(x), exact_w):
+            torch.mm(exact_x[part], exact_w.T, out=logits)
+            found[part] = (2 * logits).logsumexp(1) - 2 * logits.logsumexp(1)
+    return found
+
+
 def _chunks(rows: int, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the rows, each with a [chunk, V] place for its logits: the same memory again and again."""
     step = max(1, LOGITS_AT_ONCE // len(weight))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from head import TokenLogps
+from head import TokenLogps, log_square_sums
 from runtime.errors import UserError
 
 
@@ -152,14 +152,16 @@ class GPT(nn.Module):
             return hidden.float() @ self.wte.weight.float().T
 
     def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, predict_at: Tensor, targets: Tensor,
-                same_gradient: bool = False) -> Tensor:
+                same_gradient: bool = False, squares: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """log p(target) of each scored token, nats, float32 [N].
 
         ids, positions, segments [B, T]; predict_at [N] = flat index (row * T + t) of the position that predicts the token
         (the one before it in its branch); targets [N] = its id. same_gradient: see head.TokenLogps.
+        squares: return (log-probs, log sum_v p(v)^2 [N] without gradient), which WPO asks for.
         """
         x = self.hidden(ids, positions, tree_mask(segments), keep=predict_at)  # [N, C]
-        return TokenLogps.apply(x, self.wte.weight, targets, same_gradient)
+        logps = TokenLogps.apply(x, self.wte.weight, targets, same_gradient)
+        return (logps, log_square_sums(x.detach(), self.wte.weight)) if squares else logps
 
 
 # ---- Hugging Face GPT-2 folders -------------------------------------------------------------------------------------

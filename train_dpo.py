@@ -5,6 +5,7 @@
 The same command continues a killed run, bit for bit. `--help` lists every setting.
 """
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from batching import row_lengths, score_pairs, sequence_logps, show_mask, step_indices, steps_ahead
+from batching import Batch, reply_tokens, row_lengths, score_pairs, sequence_logps, show_mask, step_indices, steps_ahead
 from data.store import PairStore
 from eval.watch import watched_prompts, what_it_writes
-from losses import OBJECTIVES, preference_loss
+from losses import Pairs
 from model import GPT
+from objectives import PENALISED, REFERENCE_FREE, WHOLE_STEP, check, join, make_pairs, next_state, pair_losses, parse, rewards, settings_of, step_gradients, takes
 from runtime.checkpoint import file_hash
-from runtime.config import Config, digest, load_config
+from runtime.config import Config, DPOConfig, digest, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
 from runtime.optim import lr_at, make_optimizer, total_steps, update
@@ -29,7 +31,75 @@ from tokenizer import load_tokenizer
 SAVE_REFERENCE_EVERY = 20_000  # pairs: what a kill during the reference pass can lose
 
 
-def reference_logps(cache: Path, load: Callable[[], GPT], store: PairStore, needed: np.ndarray, device: Device, micro_tokens: int) -> np.ndarray:
+def chosen_settings(c: DPOConfig) -> dict[str, float]:
+    """The objective's settings that the config gives. UserError for an unknown objective and for another one's setting."""
+    given = {name: getattr(c, name) for name in ("beta", "label_smoothing", "penalty", "alpha", "gamma", "tau") if getattr(c, name) >= 0}
+    try:
+        if "beta" not in takes(c.objective):
+            given.pop("beta", None)  # every config has one
+        check(c.objective, given)
+    except ValueError as error:
+        raise UserError(f"dpo.objective: {error}.") from None
+    return given
+
+
+def check_pairs(objective: str, store: PairStore) -> None:
+    """UserError for pairs that an objective must not see: chosen replies known to be false where it holds them up, margins that are not there."""
+    terms, false = set(parse(objective)), int((store.index["chosen_is_true"] == 0).sum())
+    if terms & PENALISED and false:
+        raise UserError(f"{objective} holds the chosen reply up, and in {false:,} pairs it is known to be false.")
+    if "odpo" in terms and not (store.index["margin"] > 0).all():
+        raise UserError("odpo needs a margin > 0 in every pair; this source gives none.")
+
+
+def tail_weight(c: DPOConfig, settings: dict[str, float]) -> float:
+    """LD-DPO's weight of a longer reply's last tokens; 1 for all other objectives."""
+    return settings_of("lddpo", settings)["alpha"] if c.objective == "lddpo" else 1.0
+
+
+def score(model: GPT, batch: Batch, store: PairStore, reference: np.ndarray, c: DPOConfig, settings: dict[str, float], device: Device) -> Pairs:
+    """The log-probs of a micro-batch, and whatever else an objective may ask about its pairs. reference [n, 2] of the whole store."""
+    squares = "wpo" in parse(c.objective)
+    with device.autocast():
+        found = model(*batch.inputs(), squares=squares)
+    logps, log_squares = found if squares else (found, None)
+    tokens = reply_tokens(batch).view(-1, 2)
+    on_policy = None
+    if squares:  # the mean over a reply's tokens of log p - log sum p^2, of both replies together
+        on_policy = sum(total / n for total, n in zip(sequence_logps((logps - log_squares).detach(), batch), tokens.T))
+    ref, margin = (torch.from_numpy(column[batch.pairs]).to(logps.device) for column in (reference, store.index["margin"]))
+    return make_pairs(*sequence_logps(logps, batch, tail_weight(c, settings)), *ref.T, *tokens.T, margin, on_policy)
+
+
+def step_gradients_of(model: GPT, batches: list[Batch], scored: Callable[[Batch], Pairs], objective: str, settings: dict[str, float],
+                      scaler: torch.amp.GradScaler) -> tuple[Pairs, Tensor]:
+    """Add one optimizer step's gradients to the model's; returns its pairs and their losses [P], without gradient.
+
+    Pairs are the unit: the loss is divided by the pairs of the whole step, not of a micro-batch. Where a pair's loss depends on the others
+    of its step, all are scored first and then each micro-batch again, with the gradient of its log-probs known (objectives.step_gradients).
+    """
+    count = sum(len(batch.pairs) for batch in batches)
+    if WHOLE_STEP & set(parse(objective)):
+        with torch.no_grad():
+            whole = join([scored(batch) for batch in batches])
+        losses, to_chosen, to_rejected = step_gradients(whole, objective, settings)
+        start = 0
+        for batch in batches:
+            p, part = scored(batch), slice(start, start + len(batch.pairs))
+            scaler.scale((p.chosen * to_chosen[part] + p.rejected * to_rejected[part]).sum()).backward()
+            start = part.stop
+        return whole, losses
+    pieces, found = [], []
+    for batch in batches:
+        p = scored(batch)
+        losses = pair_losses(p, objective, settings)
+        scaler.scale(losses.sum() / count).backward()
+        pieces.append(join([p]))
+        found.append(losses.detach())
+    return join(pieces), torch.cat(found)
+
+
+def reference_logps(cache: Path, load: Callable[[], GPT], store: PairStore, needed: np.ndarray, device: Device, micro_tokens: int, tail_weight: float = 1.0) -> np.ndarray:
     """Log-probs of the frozen reference, float32 [n, 2] (chosen, rejected), NaN where no pair was needed.
 
     Computed once, kept in the file `cache`; a later call computes only what is missing. The reference model lives inside this
@@ -41,39 +111,45 @@ def reference_logps(cache: Path, load: Callable[[], GPT], store: PairStore, need
         model = load()
         cache.parent.mkdir(parents=True, exist_ok=True)
         for part in np.array_split(missing, -(-len(missing) // SAVE_REFERENCE_EVERY)):
-            logps[part, 0], logps[part, 1] = score_pairs(model, store, part, micro_tokens, device.autocast, show=f"reference: {cache.stem} pairs")
+            logps[part, 0], logps[part, 1] = score_pairs(model, store, part, micro_tokens, device.autocast, show=f"reference: {cache.stem} pairs",
+                                                       tail_weight=tail_weight)
             tmp = cache.with_suffix(".tmp.npy")
             np.save(tmp, logps)
             tmp.rename(cache)
     return logps
 
 
-def check_first_step(chosen: Tensor, rejected: Tensor, reference: Tensor, tokens: Tensor, losses: Tensor, config: Config, dtype: torch.dtype) -> None:
-    """Before the first update the policy *is* the reference: its log-probs [P] must equal the cache [P, 2], its loss the objective at zero.
+def check_first_step(p: Pairs, losses: Tensor, objective: str, settings: dict[str, float], dtype: torch.dtype) -> None:
+    """Before the first update the policy *is* the reference: log-probs must equal the cached ones, the loss [P] the objective's at zero log-ratios.
 
     Tolerance: 1e-4 nats per token in float32, .05 nats per sequence in bf16 and fp16. A failure means a wrong reference,
     dropout left on, or another dtype: the silent causes of a DPO run that goes nowhere. Raises UserError.
     """
-    gap = (torch.stack([chosen, rejected], dim=1) - reference).abs()
+    if REFERENCE_FREE >= set(parse(objective)):
+        print(f"step 0: loss {losses.mean().item():.4f}; {objective} has no reference to compare with")
+        return
+    gap = (torch.stack([p.w, p.l], dim=1)).abs()
+    tokens = torch.stack([p.chosen_tokens, p.rejected_tokens], dim=1)
     allowed = 1e-4 * tokens if dtype == torch.float32 else torch.full_like(gap, 0.05)
     if bool((gap > allowed).any()):
         raise UserError(f"step 0: the policy's log-probs differ from the reference's by up to {gap.max().item():.4f} nats although they are the same model.")
-    zero = torch.zeros(1, device=chosen.device)
-    d = config.dpo
-    expected = preference_loss(zero, zero, zero, zero, d.objective, d.beta, d.label_smoothing, d.penalty)[0].item()
-    slack = 5e-4 if dtype == torch.float32 or expected < 0.7 else 0.05 * expected
-    if abs(losses.mean().item() - expected) > slack:
+    expected = pair_losses(replace(p, chosen=p.ref_chosen, rejected=p.ref_rejected), objective, settings).mean().item()
+    # the loss may be off by what gaps of this size can do to it: much, under a large penalty
+    worst = pair_losses(replace(p, chosen=p.ref_chosen - gap[:, 0], rejected=p.ref_rejected + gap[:, 1]), objective, settings).mean().item()
+    if abs(losses.mean().item() - expected) > 5e-4 + abs(worst - expected):
         raise UserError(f"step 0: the loss is {losses.mean().item():.4f}, not {expected:.4f}.")
     print(f"step 0: loss {losses.mean().item():.4f} (expected {expected:.4f}), largest difference to the reference {gap.max().item():.1e} nats")
 
 
 @torch.no_grad()
-def validate(model: GPT, store: PairStore, reference: np.ndarray, indices: np.ndarray, config: Config, device: Device) -> dict[str, float]:
-    """Loss, rewards and log-probs over the validation pairs `indices`, dropout off."""
-    chosen, rejected = score_pairs(model, store, indices, config.dpo.micro_tokens, device.autocast)
-    d = config.dpo
-    losses, r_chosen, r_rejected = preference_loss(*map(torch.from_numpy, (chosen, rejected, *reference[indices].T)), d.objective, d.beta, d.label_smoothing, d.penalty)
-    return {"loss": losses.mean().item()} | summarize(r_chosen, r_rejected, torch.from_numpy(chosen), torch.from_numpy(rejected))
+def validate(model: GPT, store: PairStore, reference: np.ndarray, indices: np.ndarray, config: Config, settings: dict[str, float], device: Device) -> dict[str, float]:
+    """Loss, rewards and log-probs over the validation pairs `indices`, dropout off; all of them are one step, and weigh the same (WPO too)."""
+    logps = score_pairs(model, store, indices, config.dpo.micro_tokens, device.autocast, tail_weight=tail_weight(config.dpo, settings))
+    tokens = [store.index[side][indices].astype(np.float32) for side in ("chosen", "rejected")]
+    columns = [*logps, *reference[indices].T, *tokens, store.index["margin"][indices], np.zeros(len(indices))]
+    p = make_pairs(*(torch.from_numpy(np.ascontiguousarray(column)).float() for column in columns))
+    losses = pair_losses(p, config.dpo.objective, settings)
+    return {"loss": losses.mean().item()} | summarize(*rewards(p, config.dpo.objective, settings), p.chosen, p.rejected)
 
 
 def summarize(r_chosen: Tensor, r_rejected: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, float]:
@@ -87,12 +163,12 @@ def summarize(r_chosen: Tensor, r_rejected: Tensor, chosen: Tensor, rejected: Te
 def main(argv: list[str]) -> None:
     config = load_config(argv)
     c = config.dpo
-    if c.objective not in OBJECTIVES:
-        raise UserError(f"dpo.objective '{c.objective}' is not one of {', '.join(OBJECTIVES)}.")
+    settings = chosen_settings(c)
 
     data, start = preference_start(config, argv, c.init_from)
     tokenizer = load_tokenizer(str(data / "tokenizer"))
     train, val = PairStore(data / "train"), PairStore(data / "val")
+    check_pairs(c.objective, train)
 
     device = setup_device(config)
     config.model.dropout = 0.0  # noise in a log-ratio is noise in the reward: off for policy and reference alike
@@ -106,7 +182,7 @@ def main(argv: list[str]) -> None:
     total, lengths = total_steps(c, len(train)), row_lengths(train, 2)
     val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split, always the same
     seen = np.concatenate([step_indices(len(train), c.batch, config.seed, s) for s in range(total)])
-    key = digest([weights, data.name, str(device.dtype), device.device.type, config.compile])
+    key = digest([weights, data.name, str(device.dtype), device.device.type, config.compile, *([tail_weight(c, settings)] if c.objective == "lddpo" else [])])
 
     def load(folder: Path) -> GPT:
         """Policy and reference are made alike, compiled or not: fused kernels round differently."""
@@ -115,8 +191,12 @@ def main(argv: list[str]) -> None:
             model.compile()
         return model
 
-    reference = {name: reference_logps(Path(config.out) / "data" / "reference" / key / f"{name}.npy", lambda: load(start), store, needed, device, c.micro_tokens)
-                 for name, store, needed in (("train", train, seen), ("val", val, val_pairs))}
+    if REFERENCE_FREE >= set(parse(c.objective)):
+        reference = {name: np.zeros((len(store), 2), dtype=np.float32) for name, store in (("train", train), ("val", val))}
+    else:
+        folder = Path(config.out) / "data" / "reference" / key
+        reference = {name: reference_logps(folder / f"{name}.npy", lambda: load(start), store, needed, device, c.micro_tokens, tail_weight(c, settings))
+                     for name, store, needed in (("train", train, seen), ("val", val, val_pairs))}
 
     model = load(run.last or start).train()
     optimizer, scaler = make_optimizer(model, c), device.scaler()
@@ -128,7 +208,7 @@ def main(argv: list[str]) -> None:
 
     def validation() -> dict[str, float]:
         """The validation pairs, and what the policy itself writes; the reference is in memory for that moment only."""
-        row = validate(model, val, reference["val"], val_pairs, config, device)
+        row = validate(model, val, reference["val"], val_pairs, config, settings | run.means, device)
         return row | what_it_writes(model, load(start), tokenizer, watched, config, device) if watched else row
 
     if run.step == 0:  # where the curves begin
@@ -138,30 +218,21 @@ def main(argv: list[str]) -> None:
         lr = lr_at(run.step, total, c)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        pieces = []  # what each micro-batch contributes to the step's metrics
-        for batch in batches:
-            batch = batch.to(device.device)
-            if run.step == 0 and not pieces:
-                show_mask(batch, tokenizer)
-            with device.autocast():
-                logps = model(*batch.inputs())
-            chosen, rejected = sequence_logps(logps, batch)
-            ref = torch.from_numpy(reference["train"][batch.pairs]).to(device.device)  # [P, 2]
-            losses, r_chosen, r_rejected = preference_loss(chosen, rejected, ref[:, 0], ref[:, 1], c.objective, c.beta, c.label_smoothing, c.penalty)
-            if fresh and run.step == 0 and not pieces:
-                tokens = torch.bincount(batch.owner, minlength=2 * len(batch.pairs)).view(-1, 2)
-                check_first_step(chosen.detach(), rejected.detach(), ref, tokens, losses.detach(), config, device.dtype)
-            # pairs are the unit here: divide by the pairs of the whole step, not of this micro-batch
-            scaler.scale(losses.sum() / len(indices)).backward()
-            pieces.append(torch.stack([losses.detach(), r_chosen, r_rejected, chosen.detach(), rejected.detach()]))
-        losses, *rest = torch.cat(pieces, dim=1)
+        batches = [batch.to(device.device) for batch in batches]
+        if run.step == 0:
+            show_mask(batches[0], tokenizer)
+        now = settings | run.means
+        p, losses = step_gradients_of(model, batches, lambda batch: score(model, batch, train, reference["train"], c, now, device), c.objective, now, scaler)
+        if fresh and run.step == 0:
+            check_first_step(p, losses, c.objective, now, device.dtype)
+        run.means = next_state(p, c.objective, settings, run.means)
         loss = losses.mean().item()
         norm = update(model, optimizer, scaler, loss, run, c)
 
         run.step += 1
         run.tokens += int(lengths[indices].sum())
         if run.step % c.log_every == 0 or run.step in (1, total):
-            row = run.log("train", loss=loss, lr=lr, grad_norm=norm, skipped_steps=run.skipped, **summarize(*rest))
+            row = run.log("train", loss=loss, lr=lr, grad_norm=norm, skipped_steps=run.skipped, **summarize(*rewards(p, c.objective, now), p.chosen, p.rejected))
             bar.set_postfix(loss=f"{loss:.3f}", acc=f"{row['rewards/accuracy']:.2f}", tok_s=f"{run.tokens / max(row['seconds'], 1e-9):.0f}")
         bar.update()
         if run.step % c.eval_every == 0 or run.step == total:

@@ -22,7 +22,7 @@ from batching import make_batch, micro_batches, row_lengths, score_pairs, sequen
 from bench.common import (GPT2_SMALL, attended, beside, bench_device, hh_rows, machine, measured_peak, save, spread, stored, synchronize,
                           training_flops)
 from data.store import PairStore
-from losses import preference_loss
+from objectives import preference_loss
 from model import GPT, load_model
 from runtime.device import Device, peak_memory_gb
 from runtime.errors import run_main

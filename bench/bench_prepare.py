@@ -24,7 +24,7 @@ import torch
 from batching import row_lengths, sequence_logps, steps_ahead
 from bench.common import ROOT, bench_device, machine, save, spread, synchronize
 from data.store import PairStore, StoreWriter
-from losses import preference_loss
+from objectives import preference_loss
 from model import GPT, GPTConfig
 from runtime.device import peak_memory_gb
 from runtime.errors import UserError, run_main

@@ -23,7 +23,7 @@ from torch import Tensor
 from batching import Batch, make_batch, micro_batches, row_lengths, sequence_logps
 from bench.common import GPT2_SMALL, bench_device, hh_rows, machine, save, seconds, stored
 from data.store import PairStore
-from losses import preference_loss
+from objectives import preference_loss
 from model import GPT, tree_mask
 from runtime.device import Device, peak_memory_gb
 from runtime.errors import run_main

@@ -116,6 +116,7 @@ class Run:
         self.folder = config.run_dir / stage
         self.step, self.tokens, self.seconds, self.skipped = 0, 0, 0.0, 0
         self.best, self.bad = float("inf"), 0
+        self.means: dict[str, float] = {}  # running means that belong to an objective (objectives.next_state)
         self.finished, self.state = False, None
         if config.fresh:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -134,6 +135,7 @@ class Run:
             self.state = load_state(self.last)
             for name in ("step", "tokens", "seconds", "skipped", "best", "bad"):
                 setattr(self, name, self.state[name])
+            self.means = self.state.get("means", {})
             print(f"{self.folder} {'is finished' if self.finished else f'continues from step {self.step}'}.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._truncate_metrics()
@@ -183,5 +185,5 @@ class Run:
         state = None
         if optimizer is not None:
             state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": rng_state(), "step": self.step, "tokens": self.tokens,
-                     "seconds": time.perf_counter() - self.started, "skipped": self.skipped, "best": self.best, "bad": self.bad}
+                     "seconds": time.perf_counter() - self.started, "skipped": self.skipped, "best": self.best, "bad": self.bad, "means": self.means}
         save_checkpoint(self.folder / which, model, tokenizer, run, state)

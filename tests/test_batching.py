@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from batching import make_batch, micro_batches, row_lengths, score_pairs, sequence_logps, show_mask, step_indices
+from batching import make_batch, micro_batches, row_lengths, score_pairs, sequence_logps, show_mask, step_indices, steps_ahead, tail_weights
 from data.store import PairStore, StoreWriter
-from losses import preference_loss, sft_loss
+from losses import sft_loss
+from objectives import preference_loss
 from model import GPT, GPTConfig
 from runtime.device import Device
 from tokenizer import train_bpe
@@ -175,3 +176,29 @@ def test_the_last_token_of_every_sequence_is_known(tmp_path):
         assert flat[batch.last].tolist() == [49] * 4 and (segments[batch.last] % 3).tolist() == [1, 2, 1, 2]
         assert all((at + 1) % T == 0 or segments[at + 1] != segments[at] for at in batch.last.tolist())  # nothing of the branch follows
         assert len(make_batch(store, rows, branches=1).last) == 2
+
+
+def test_steps_are_laid_out_ahead_as_planned(store, monkeypatch):
+    """The same documents and tensors as made on the spot; a failure while laying out reaches the caller."""
+    steps = list(steps_ahead(store, range(1, 5), 3, 7, 200, torch.device("cpu")))
+    assert len(steps) == 4
+    for step, (indices, batches) in zip(range(1, 5), steps):
+        assert indices.tolist() == step_indices(len(store), 3, 7, step).tolist()
+        expected = [make_batch(store, rows) for rows in micro_batches(indices, row_lengths(store, 2), 200)]
+        assert all(torch.equal(a, b) for got, want in zip(batches, expected, strict=True) for a, b in zip(got.inputs(), want.inputs()))
+    assert list(steps_ahead(store, range(5, 5), 3, 7, 200, torch.device("cpu"))) == []
+    monkeypatch.setattr("batching.make_batch", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(steps_ahead(store, range(1), 3, 7, 200, torch.device("cpu")))
+
+
+def test_tail_weights_begin_where_the_shorter_reply_ends(store):
+    batch = make_batch(store, [[0, 1], [2]])
+    weights = tail_weights(batch, 0.25)
+    for pair in range(3):
+        chosen, rejected = (weights[batch.owner == 2 * pair + side].tolist() for side in (0, 1))
+        shorter = min(len(chosen), len(rejected))
+        for side in (chosen, rejected):
+            assert side == [1.0] * shorter + [0.25] * (len(side) - shorter)
+    logps = -torch.rand(len(batch.targets))
+    assert torch.allclose(torch.stack(sequence_logps(logps, batch, 0.25)), torch.stack(sequence_logps(logps * weights, batch)))

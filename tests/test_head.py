@@ -3,7 +3,7 @@ import pytest
 import torch
 
 import head
-from head import TokenLogps
+from head import TokenLogps, log_square_sums
 
 N, C, V = 23, 16, 97
 
@@ -94,3 +94,11 @@ def test_nothing_of_logit_size_is_kept():
         for same in (False, True):
             TokenLogps.apply(x, w, torch.zeros(n, dtype=torch.long), same).sum().backward()
     assert kept and max(kept) <= v * 8
+
+
+def test_sums_of_squares(inputs, monkeypatch):
+    """log of sum p^2: -ln V for equal logits, near 0 for a sure token."""
+    x, w, _, _ = (t.float() if t.is_floating_point() else t for t in inputs)
+    monkeypatch.setattr(head, "LOGITS_AT_ONCE", V * 4)
+    assert torch.allclose(log_square_sums(x, w), (x @ w.T).softmax(1).square().sum(1).log(), atol=1e-5)
+    assert torch.allclose(log_square_sums(torch.zeros(1, C), w), -torch.tensor(float(V)).log())

@@ -12,7 +12,9 @@ import torch
 
 import train_dpo
 import train_sft
+from data.store import PairStore, StoreWriter
 from generate import generate
+from model import load_model
 from runtime.checkpoint import find_checkpoint, load_state, save_checkpoint
 from runtime.config import ROOT, TrainConfig
 from runtime.device import pick_dtype
@@ -151,6 +153,58 @@ def test_resume_insists(done, tmp_path):
         train_dpo.main(command(out, "--resume"))
 
 
+@pytest.mark.parametrize("objective", ["dpop", "simpo", "dpo + 0.2 nll", "lddpo", "wpo", "kto", "aot", "bco"])
+def test_objectives_of_every_kind_train(done, tmp_path, objective):
+    """With a reference and without, sums, token weights, pair weights, whole steps, running means: finite, and the model moves."""
+    out = copy_without(done, tmp_path / "out", "dpo")
+    train_dpo.main(command(out, f"--dpo.objective={objective}", "--dpo.max_steps=4", "--dpo.watch_prompts=0"))
+    rows = metrics(out, "dpo")
+    assert len(rows) == 4 + 1 + 1 and all(math.isfinite(row["loss"]) for row in rows) and rows[-1]["rewards/margin"] != rows[0]["rewards/margin"]
+    references = list((out / "data" / "reference").glob("*/train.npy"))
+    assert len(references) == (2 if objective == "lddpo" else 1)  # `done` left one; token weights make another, the others reuse it or need none
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto", "aot"])
+def test_a_step_does_not_depend_on_its_micro_batches(done, tmp_path, objective):
+    weights = []
+    for tokens in (250, 100_000):
+        out = copy_without(done, tmp_path / str(tokens), "dpo")
+        train_dpo.main(command(out, f"--dpo.objective={objective}", f"--dpo.micro_tokens={tokens}", "--dpo.max_steps=3", "--dpo.watch_prompts=0"))
+        weights.append(torch.cat([p.flatten() for p in load_model(out / "toy/dpo/last").parameters()]))
+    assert (weights[0] - weights[1]).norm() / weights[1].norm() < 1e-5
+
+
+@pytest.mark.parametrize("objective", ["beta_dpo", "bco"])
+def test_running_means_survive_a_kill(done, tmp_path, monkeypatch, objective):
+    """5 + resume + 5 = 10, bit for bit, for objectives with a state of their own."""
+    more = [f"--dpo.objective={objective}", "--dpo.watch_prompts=0"]
+    whole, killed = copy_without(done, tmp_path / "whole", "dpo"), copy_without(done, tmp_path / "killed", "dpo")
+    train_dpo.main(command(whole, *more))
+    real, calls = train_dpo.update, iter(range(100))
+    monkeypatch.setattr(train_dpo, "update", lambda *a: real(*a) if next(calls) < 7 else (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo.main(command(killed, *more))
+    monkeypatch.setattr(train_dpo, "update", real)
+    train_dpo.main(command(killed, *more))
+    states = [load_state(find_checkpoint(out / "toy/dpo/last")) for out in (whole, killed)]
+    assert states[0]["means"] == states[1]["means"] != {} and same_state(*states)
+    assert (whole / "toy/dpo/last/model.safetensors").read_bytes() == (killed / "toy/dpo/last/model.safetensors").read_bytes()
+
+
+def test_pairs_an_objective_must_not_see(tmp_path):
+    for name, fields in (("false", {"chosen_is_true": False}), ("plain", {})):
+        with StoreWriter(tmp_path / name, 97) as writer:
+            writer.add([1, 2], bytes(2), [3, 4], [5], **fields)
+            writer.close({})
+    for objective in ("dpop", "dpo + 0.2 nll"):
+        with pytest.raises(UserError, match="in 1 pairs it is known to be false"):
+            train_dpo.check_pairs(objective, PairStore(tmp_path / "false"))
+    train_dpo.check_pairs("dpo", PairStore(tmp_path / "false"))
+    train_dpo.check_pairs("dpop", PairStore(tmp_path / "plain"))
+    with pytest.raises(UserError, match="needs a margin"):
+        train_dpo.check_pairs("odpo", PairStore(tmp_path / "plain"))
+
+
 def test_a_loss_that_explodes_stops_the_run_and_keeps_the_last_checkpoint(done, tmp_path, monkeypatch):
     out = copy_without(done, tmp_path / "out", "sft", "dpo")
     real = train_sft.sft_loss
@@ -188,7 +242,9 @@ def test_a_kill_between_the_two_renames_leaves_last_old(done, tmp_path):
 @pytest.mark.parametrize("more, words", [
     (["--data.source=/nowhere"], "/nowhere"),
     (["--dpo.bta=1"], "did you mean 'beta'"),
-    (["--dpo.objective=dop"], "is not one of dpo"),
+    (["--dpo.objective=dop"], "unknown objective 'dop'; known: dpo, cdpo"),
+    (["--dpo.objective=dpo", "--dpo.penalty=5"], "dpo has no penalty; it has beta"),
+    (["--dpo.objective=cdpo", "--dpo.label_smoothing=.7"], "label_smoothing must be in [0, .5), not 0.7"),
     (["--sft.loss_on=replies"], "is not one of all, assistant, response"),
     (["--model.block_size=16"], "block"),
     (["--model.n_head=3"], "multiple of model.n_head"),
