@@ -14,7 +14,6 @@ from tqdm import tqdm
 
 from model import GPT, GPTConfig
 
-
 READ_AT_ONCE = 1024  # tokens of prompts in one forward pass, padding included
 
 
@@ -105,8 +104,8 @@ def generate(model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: in
              token_bytes: Sequence[bytes] | None = None, batch_size: int = 64, show: str = "") -> list[list[int]]:
     """Replies to prompts (lists of ids, start token included): new ids up to, not including, end-of-text.
 
-    max_new_tokens: one limit, or one for each prompt. temperature 0 is greedy. A reply also ends where the text `stop` appears (needs token_bytes, the bytes of each id) and where
-    the model's positions run out. At most `batch_size` rows are in work; when a quarter of them is finished, the next prompts
+    max_new_tokens: one limit, or one for each prompt. temperature 0 is greedy. A reply also ends where the text `stop` appears
+    (needs token_bytes, the bytes of each id) and where the model's positions run out. At most `batch_size` rows are in work; when a quarter of them is finished, the next prompts
     take their places. Each random draw depends on (seed, prompt ids, sample_index, position) alone, so in float32 a reply does
     not depend on which prompts share its batch. For k samples of a prompt give it k times, with as many values of sample_index.
     `show` names a progress bar.

@@ -42,6 +42,11 @@ def parse(objective: str) -> dict[str, float]:
     return weights
 
 
+def reference_free(objective: str) -> bool:
+    """True when no term of an objective looks at the reference."""
+    return REFERENCE_FREE >= set(parse(objective))
+
+
 def settings_of(name: str, given: dict[str, float]) -> dict[str, float]:
     """The hyper-parameters of one objective: its own defaults where nothing is given. Raises ValueError for a value outside its range."""
     own = {key: parameter.default for key, parameter in inspect.signature(OBJECTIVES[name]).parameters.items() if key != "p"}

@@ -18,7 +18,7 @@ from data.store import PairStore
 from eval.watch import watched_prompts, what_it_writes
 from losses import Pairs
 from model import GPT
-from objectives import PENALISED, REFERENCE_FREE, WHOLE_STEP, check, join, make_pairs, next_state, pair_losses, parse, rewards, settings_of, step_gradients, takes
+from objectives import PENALISED, WHOLE_STEP, check, join, make_pairs, next_state, pair_losses, parse, reference_free, rewards, settings_of, step_gradients, takes
 from runtime.checkpoint import file_hash
 from runtime.config import Config, DPOConfig, digest, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
@@ -125,7 +125,7 @@ def check_first_step(p: Pairs, losses: Tensor, objective: str, settings: dict[st
     Tolerance: 1e-4 nats per token in float32, .05 nats per sequence in bf16 and fp16. A failure means a wrong reference,
     dropout left on, or another dtype: the silent causes of a DPO run that goes nowhere. Raises UserError.
     """
-    if REFERENCE_FREE >= set(parse(objective)):
+    if reference_free(objective):
         print(f"step 0: loss {losses.mean().item():.4f}; {objective} has no reference to compare with")
         return
     gap = (torch.stack([p.w, p.l], dim=1)).abs()
@@ -191,7 +191,7 @@ def main(argv: list[str]) -> None:
             model.compile()
         return model
 
-    if REFERENCE_FREE >= set(parse(c.objective)):
+    if reference_free(c.objective):
         reference = {name: np.zeros((len(store), 2), dtype=np.float32) for name, store in (("train", train), ("val", val))}
     else:
         folder = Path(config.out) / "data" / "reference" / key

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from batching import make_batch, micro_batches, row_lengths, score_pairs, sequence_logps
-from bench.common import (GPT2_SMALL, attended, beside, bench_device, hh_rows, machine, measured_peak, save, spread, stored, synchronize,
+from bench.common import (GPT2_SMALL, attended, beside, bench_device, causal_logits, hh_rows, machine, measured_peak, save, spread, stored, synchronize,
                           training_flops)
 from data.store import PairStore
-from objectives import preference_loss
 from model import GPT, load_model
+from objectives import preference_loss
 from runtime.device import Device, peak_memory_gb
 from runtime.errors import run_main
 
@@ -36,10 +36,8 @@ def separate_logps(model: GPT, store: PairStore, pairs: range) -> np.ndarray:
         prompt, _, *replies = store.row(i)
         for side, reply in enumerate(replies):
             ids = torch.from_numpy(np.concatenate([prompt, reply]))[None].to(model.device)
-            T = ids.shape[1]
-            mask = torch.ones(T, T, dtype=torch.bool, device=model.device).tril()
-            logps = model.logits(model.hidden(ids, torch.arange(T, device=model.device)[None], mask))[0].log_softmax(1)
-            at = torch.arange(len(prompt) - 1, T - 1, device=model.device)
+            logps = causal_logits(model, ids)[0].log_softmax(1)
+            at = torch.arange(len(prompt) - 1, ids.shape[1] - 1, device=model.device)
             out[i, side] = logps[at, ids[0, at + 1]].double().sum().item()
     return out
 

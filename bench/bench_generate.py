@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from bench.common import GPT2_SMALL, bench_device, hh_rows, hh_texts, machine, save, seconds, spread, take_turns
+from bench.common import GPT2_SMALL, bench_device, causal_logits, hh_rows, hh_texts, machine, save, seconds, spread, take_turns
 from generate import generate
 from model import GPT, load_model, save_model
 from runtime.device import Device
@@ -77,8 +77,7 @@ def check_greedy(model: GPT, prompts: Sequence[list[int]], ours: list[list[int]]
         equal += n
         if n < len(a):
             ids = torch.tensor([prompt + a[:n]], device=model.device)
-            causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=model.device).tril()
-            best = model.logits(model.hidden(ids, torch.arange(ids.shape[1], device=model.device)[None], causal))[0, -1].topk(2).values
+            best = causal_logits(model, ids)[0, -1].topk(2).values
             if best[0] - best[1] >= 1e-4:
                 raise SystemExit(f"greedy replies differ after {n} tokens although the best logits are {best[0] - best[1]:.1e} apart")
     return equal

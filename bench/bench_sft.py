@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from batching import make_batch, micro_batches, row_lengths
-from bench.common import GPT2_SMALL, attended, bench_device, hh_rows, machine, measured_peak, save, seconds, spread, stored, take_turns, training_flops
+from bench.common import GPT2_SMALL, attended, bench_device, hh_rows, machine, measured_peak, save, seconds, spread, step_of, stored, take_turns, training_flops
 from data.store import PairStore
 from losses import sft_loss
 from model import GPT
@@ -63,18 +63,6 @@ def padded_gradients(model: GPT, store: PairStore, indices: np.ndarray, device: 
         loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1), ignore_index=-100)
     loss.backward()
     return loss.item()
-
-
-def step_of(model: torch.nn.Module, gradients: Callable[[], float]) -> Callable[[], None]:
-    """A whole optimizer step around `gradients`, with the same optimizer for every system."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-
-    def step() -> None:
-        gradients()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return step
 
 
 def packed_text(source: str) -> Tensor:
@@ -171,7 +159,7 @@ def main(argv: list[str]) -> None:
                                  "ratio": {name: middle["nanoGPT, float32"] / s for name, s in middle.items()}}
         print(f"packed text, {len(ids)} x {BLOCK}, losses differ by {abs(loss - theirs[0]['loss']):.0e}: " + "; ".join(
             f"{name} {spread(times)} s ({middle['nanoGPT, float32'] / middle[name]:.2f} x)" for name, times in taken.items()))
-    save(f"sft_{str(device.dtype)[6:]}", machine(device) | {"what": "SFT step", "batch": a.batch} | result)
+    save(f"sft_{str(device.dtype)[6:]}", machine(device) | {"what": "SFT step", "batch": a.batch, "peak_gflops": peak / 1e9} | result)
     print(f"{str(device.dtype)[6:]}, batch {a.batch}: {result['hh']['ratio']:.2f} x padded rows   {result['hh']['useful_tokens_per_second']['ours']:.0f} useful tok/s")
 
 

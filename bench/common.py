@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 
 from data.store import PairStore, StoreWriter, write_json
 from model import GPT, GPTConfig
@@ -102,6 +103,25 @@ def attended(prompt: int, *replies: int) -> int:
     return prompt * (prompt + 1) // 2 + sum(r * prompt + r * (r + 1) // 2 for r in replies)
 
 
+def causal_logits(model: GPT, ids: Tensor) -> Tensor:
+    """Float32 logits [B, T, V] of ids [B, T] by one plain causal forward pass: the slow, obvious way."""
+    T = ids.shape[1]
+    mask = torch.ones(T, T, dtype=torch.bool, device=model.device).tril()
+    return model.logits(model.hidden(ids, torch.arange(T, device=model.device).expand_as(ids), mask))
+
+
+def step_of(model: torch.nn.Module, gradients: Callable[[], float]) -> Callable[[], None]:
+    """A whole optimizer step around `gradients`, with the same optimizer for every system."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+    def step() -> None:
+        gradients()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return step
+
+
 def synchronize(device: Device) -> None:
     """Wait for the GPU: kernels are queued, and a clock read before they end measures the queue."""
     if device.device.type == "cuda":
@@ -156,7 +176,7 @@ def machine(device: Device) -> dict[str, object]:
     name = torch.cuda.get_device_name() if device.device.type == "cuda" else next(
         (line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
     return {"device": name, "threads": torch.get_num_threads(), "torch": torch.__version__, "python": platform.python_version(),
-            "dtype": str(device.dtype)[6:], "peak_gflops": round(measured_peak(device) / 1e9), "memory_gb": round(peak_memory_gb(device.device), 2)}
+            "dtype": str(device.dtype)[6:], "memory_gb": round(peak_memory_gb(device.device), 2)}
 
 
 def _cpuinfo() -> list[str]:
@@ -166,9 +186,9 @@ def _cpuinfo() -> list[str]:
         return []
 
 
-def save(name: str, result: dict, folder: str = "") -> None:
-    """Write results/speed/<name>.json (or <folder>/<name>.json) and say so."""
-    path = Path(folder or os.environ.get("NANOPREF_RESULTS", ROOT / "results" / "speed")) / f"{name}.json"
+def save(name: str, result: dict) -> None:
+    """Write <name>.json into results/speed/, or into the folder NANOPREF_RESULTS, and say so."""
+    path = Path(os.environ.get("NANOPREF_RESULTS", ROOT / "results" / "speed")) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     print(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}", file=sys.stderr)

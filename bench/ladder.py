@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from batching import Batch, make_batch, micro_batches, row_lengths, sequence_logps
-from bench.common import GPT2_SMALL, bench_device, hh_rows, machine, save, seconds, stored
+from bench.common import GPT2_SMALL, bench_device, hh_rows, machine, save, seconds, step_of, stored
 from data.store import PairStore
 from objectives import preference_loss
 from model import GPT, tree_mask
@@ -147,16 +147,8 @@ def measure(number: int, store: PairStore, batch: int, steps: int, micro_tokens:
     reference: np.ndarray | GPT = np.zeros((len(store), 2), dtype=np.float32) - 100.0
     if not rung.cached:
         reference = GPT(GPT2_SMALL).to(device.device).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    at = iter(range(steps + 1))
-
-    def step() -> None:
-        start = next(at) * batch
-        gradients(rung, model, store, np.arange(start, start + batch), reference, micro_tokens, device)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    taken = seconds(step, device, steps)
+    parts = iter(np.arange((steps + 1) * batch).reshape(-1, batch))
+    taken = seconds(step_of(model, lambda: gradients(rung, model, store, next(parts), reference, micro_tokens, device)), device, steps)
     return {"seconds_per_step": taken, "pairs_per_second": batch / statistics.median(taken), "memory_gb": peak_memory_gb(device.device)}
 
 

@@ -34,34 +34,28 @@ DPO steps of {s['batch']} real HH pairs, GPT-2 small's shape, the reference's pa
 {table(["", "pairs/s", "×", "s per step", "GB", "gradient differs by"], rows)}"""
 
 
+def times(s: dict[str, Any], reference: bool = False) -> float:
+    """Our speed over the other system's; with `reference` our pass over the pairs beforehand is charged to us."""
+    seconds = 1 / s["pairs_per_second"] + (1 / s["reference_pairs_per_second"] if reference else 0)
+    return 1 / seconds / statistics.median(other["per_second"] for other in s["beside"])
+
+
 def dpo_rows() -> list[list[str]]:
     """Our DPO step beside TRL's. Memory is that of TRL's first run: rusage lets a later one inherit what our own process held."""
     rows = []
     for name, what in (("dpo_beside_trl", "TRL, bf16, precomputed reference"), ("dpo_beside_trl_defaults", "TRL, float32, reference in every step")):
         s = load(name)
-        theirs = [other["per_second"] for other in s["beside"]]
-        memory = s["beside"][0]["peak_gb"]
-        ratio = s["pairs_per_second"] / statistics.median(theirs)
-        with_reference = 1 / (1 / s["pairs_per_second"] + 1 / s["reference_pairs_per_second"]) / statistics.median(theirs)
-        rows.append([what, str(s["batch"]), f"{s['pairs_per_second']:.2f}, {s['dtype']}", middle(theirs), f"{ratio:.1f}", f"{with_reference:.1f}" if name.endswith("defaults") else "", f"{s['memory_gb']:.1f}", f"{memory:.1f}", f"{s['gflops']:.0f} of {s['peak_gflops']:.0f}"])
+        rows.append([what, str(s["batch"]), f"{s['pairs_per_second']:.2f}, {s['dtype']}", middle([other["per_second"] for other in s["beside"]]), f"{times(s):.1f}",
+                     f"{times(s, True):.1f}" if name.endswith("defaults") else "", f"{s['memory_gb']:.1f}", f"{s['beside'][0]['peak_gb']:.1f}", f"{s['gflops']:.0f} of {s['peak_gflops']:.0f}"])
     return rows
-
-
-def curve_part() -> str:
-    """Our losses beside TRL's, step by step."""
-    if not (FOLDER / "dpo_loss_curve.json").exists():
-        return ""
-    curve = load("dpo_loss_curve")
-    return f"""From the same weights, {len(curve['losses'])} steps of {curve['batch']} pairs in float32: the losses, {curve['losses'][0]:.4f} to {curve['losses'][-1]:.4f}, differ from TRL's by at most {curve['largest_loss_difference']:.0e}.
-
-"""
 
 
 def peers_part() -> str:
     """Ratios to other systems on the same machine in the same minutes."""
+    curve = load("dpo_loss_curve")
     sft = {d: load(f"sft_{d}") for d in ("float32", "bfloat16")}
     generation = {d: load(f"generate_{d}") for d in ("float32", "bfloat16")}
-    sft_rows = [[d, f"{s['hh']['ratio']:.2f}", *(f"{s['packed text']['ratio'].get(d, float('nan')):.2f}" for _ in (0,)), f"{100 * s['hh']['mfu']:.0f} %"] for d, s in sft.items()]
+    sft_rows = [[d, f"{s['hh']['ratio']:.2f}", f"{s['packed text']['ratio'][d]:.2f}", f"{100 * s['hh']['mfu']:.0f} %"] for d, s in sft.items()]
     gen_rows = [[d, f"{g['tokens_per_second']['ours']:.0f}", f"{g['tokens_per_second']['hugging face']:.0f}", f"{g['ratio']:.2f}", f"{100 * g['share_of_products_only']:.0f} %",
                  f"{g['trained']['ratio']:.1f}", "; ".join(f"{name} {speed:.0f}" for name, speed in g["trained"]["tokens_per_second"].items())] for d, g in generation.items()]
     return f"""## Beside other systems
@@ -72,7 +66,9 @@ bf16 and checkpoint activations; this row is the plain configuration. TRL was ru
 
 {table(["against", "pairs per step", "ours, pairs/s", "theirs, pairs/s", "×", "× if ours pays for its reference pass", "ours, GB", "theirs, GB", "our GFLOP/s of the peak measured then"], dpo_rows())}
 
-{curve_part()}SFT: useful tokens per second against rows padded to {sft['float32']['hh']['block']}, both under the same autocast; and a whole step, in the format of the row, on packed text against nanoGPT's own model and step in float32:
+From the same weights, {len(curve['losses'])} steps of {curve['batch']} pairs in float32: the losses, {curve['losses'][0]:.4f} to {curve['losses'][-1]:.4f}, differ from TRL's by at most {curve['largest_loss_difference']:.0e}.
+
+SFT: useful tokens per second against rows padded to {sft['float32']['hh']['block']}, both under the same autocast; and a whole step, in the format of the row, on packed text against nanoGPT's own model and step in float32:
 
 {table(["format", "× padded rows", "× nanoGPT, float32", "utilisation (HH)"], sft_rows)}
 
@@ -115,13 +111,9 @@ Positions of padding are counted as work: {100 * (1 - s['useful_share_of_positio
 
 
 def readme_part() -> str:
-    """Three lines for the front page."""
+    """The front page's table."""
     ladder, best, defaults = load("ladder"), load("dpo_beside_trl"), load("dpo_beside_trl_defaults")
     ours, theirs = ladder["rungs"][-1], ladder["rungs"][0]
-
-    def times(s: dict[str, Any], reference: bool = False) -> float:
-        seconds = 1 / s["pairs_per_second"] + (1 / s["reference_pairs_per_second"] if reference else 0)
-        return 1 / seconds / statistics.median(other["per_second"] for other in s["beside"])
     memory = best["memory_gb"] / best["beside"][0]["peak_gb"]
     sft, generation = load("sft_bfloat16"), {d: load(f"generate_{d}") for d in ("float32", "bfloat16")}
     return f"""## How fast
