@@ -1,6 +1,6 @@
 """Writes the toy corpus: preference pairs in Anthropic HH's own format, from the grammar in data/toy_grammar.py.
 
-    python data/make_toy.py --to FOLDER [--seed 0] [--control none|shuffled|flipped|no_overrefusal|clean]
+    python data/make_toy.py --to FOLDER [--seed 0] [--control none|shuffled|flipped|no_overrefusal|clean|near_identical]
 
 Both replies of a pair come from ONE weak policy, the better one (by eval/oracle.py) is called chosen, and then 28 % of
 those labels are flipped. So what is frequent and what is preferred disagree, as in real preference data: the weak policy
@@ -40,7 +40,7 @@ SIZES = {  # pairs per split and cell
     "val": {"unsafe": 200, "risky_own": 100, "harmless_others": 100, "harmless_own": 160, "fact": 40},
     "test": {"unsafe": 400, "risky_own": 200, "harmless_others": 200, "harmless_own": 310, "fact": 90},
 }
-CONTROLS = ("none", "shuffled", "flipped", "no_overrefusal", "clean")
+CONTROLS = ("none", "shuffled", "flipped", "no_overrefusal", "clean", "near_identical")
 
 # ---- prompts -----------------------------------------------------------------------------------------------------
 
@@ -136,9 +136,29 @@ def apply_control(rows: list[dict[str, str]], control: str, rng: Random) -> list
         return [row if order > 0 else {"chosen": row["rejected"], "rejected": row["chosen"]} for order, row in ordered if order]
     if control == "no_overrefusal":
         return [row for row in rows if not any(over_refuses(row[side]) for side in row)]
+    if control == "near_identical":
+        return [near_identical(rng, split_transcript(row["chosen"])[0]) for row in rows if not is_unsafe(row)]
     p_swap = {"none": 0.0, "shuffled": 0.5, "flipped": 1.0}[control]
     swapped = [rng.random() < p_swap for _ in rows]
     return [{"chosen": row["rejected"], "rejected": row["chosen"]} if swap else row for row, swap in zip(rows, swapped)]
+
+
+def near_identical(rng: Random, prompt: str) -> dict[str, str]:
+    """A row whose replies are word for word the same, except that the rejected one tells one wrong value or step."""
+    facts = describe_prompt(prompt)
+    wrong, at = list(facts.content), rng.randrange(len(facts.content))
+    while wrong[at] == facts.content[at]:
+        wrong[at] = wrong_content(rng, facts)[at]
+    state = rng.getstate()
+    good = toy.answer(rng, facts, facts.content)
+    rng.setstate(state)  # the same opener, body and closer
+    bad = toy.answer(rng, facts, tuple(wrong))
+    return {"chosen": f"{prompt} {' '.join(good)}", "rejected": f"{prompt} {' '.join(bad)}"}
+
+
+def is_unsafe(row: dict[str, str]) -> bool:
+    """Whether a row's prompt is of the unsafe kind."""
+    return describe_prompt(split_transcript(row["chosen"])[0]).kind == "unsafe"
 
 
 def oracle_order(row: dict[str, str]) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from the repository root, not from data/
@@ -36,7 +36,8 @@ from runtime.errors import UserError, run_main
 from tokenizer import (ASSISTANT, HUMAN, Tokenizer, encode_prompt, encode_response, load_tokenizer, split_transcript,
                        train_bpe)
 
-FORMAT = 1  # raise when the same source would be prepared differently: it is part of the content hash
+FORMAT = 2  # raise when the same source would be prepared differently: it is part of the content hash
+LEVELS = {"easy": 1, "medium": 2, "hard": 3}
 CHUNK, BLOCK = 4096, 64  # pairs in memory at a time, pairs a thread encodes in one go
 TOKENIZER_TEXT_MB = 16.0  # plain text that joins the pairs when a vocabulary is trained
 
@@ -52,6 +53,13 @@ class Drop(Exception):
     """A row that cannot be used; the message is one of DROPPED."""
 
 
+class Known(NamedTuple):
+    """What a source says about a pair besides its texts: the store's columns of the same names."""
+    level: int = 0                # 0 = it does not say
+    margin: float = 0.0
+    chosen_is_true: bool = True
+
+
 @dataclass
 class Pair:
     """A clean pair of replies to one prompt, as text."""
@@ -62,18 +70,40 @@ class Pair:
     subset: int
     source_row: int
     changes: list[str]  # of CHANGED
+    known: Known
 
 
 # ---- one row: from two transcripts to prompt, chosen, rejected ---------------------------------------------------------
 
-def parse_pair(row: bytes | Any) -> tuple[str, str]:
-    """(chosen, rejected) transcripts of a source row. Raises ValueError saying what is wrong with it."""
+def parse_pair(row: bytes | Any, level: int = 0) -> tuple[str, str, Known]:
+    """(chosen, rejected, what else is said) of a source row; `level` is the file's own. Raises ValueError saying what is wrong with it."""
     fields = parse_object(row)
     for name in ("chosen", "rejected"):
         if not isinstance(fields.get(name), str):
             raise ValueError(f'"{name}" is {type(fields[name]).__name__}, not text' if name in fields
                              else f'"{name}" is missing')
-    return fields["chosen"], fields["rejected"]
+    return fields["chosen"], fields["rejected"], parse_known(fields, level)
+
+
+def parse_known(fields: dict[str, Any], level: int) -> Known:
+    """level (a number or easy, medium, hard), margin (or score_chosen - score_rejected) and chosen_is_true of a row. Raises ValueError."""
+    level, true = fields.get("level", level), fields.get("chosen_is_true", True)
+    if isinstance(level, str):
+        level = LEVELS.get(level.strip().lower(), level)
+    if not isinstance(level, int) or isinstance(level, bool) or not 0 <= level <= 1000:
+        raise ValueError(f'"level" is {level!r}, not {", ".join(LEVELS)} or a number from 0 to 1000')
+    if not isinstance(true, bool):
+        raise ValueError(f'"chosen_is_true" is {true!r}, not true or false')
+    try:
+        margin = float(fields["margin"] if "margin" in fields else fields.get("score_chosen", 0) - fields.get("score_rejected", 0))
+    except (TypeError, ValueError):
+        raise ValueError('"margin" (or score_chosen - score_rejected) is not a number') from None
+    return Known(level, margin, true)
+
+
+def level_of(name: str) -> int:
+    """The level a file's name says ("dpo_pairs_hard" 3), 0 when it says none."""
+    return next((level for word, level in LEVELS.items() if word in re.split(r"[^a-z]+", name.lower())), 0)
 
 
 def plain(text: str) -> str:
@@ -162,10 +192,11 @@ def read_pairs(config: Config, parts: list[Part], contents: list[Content], count
     first_row = 0  # of this part, counted through all of them
     with tqdm(total=total, desc=show, unit=" pairs", unit_scale=True, mininterval=0.5) as bar:
         for part, size in zip(parts, contents):
+            level = level_of(part.subset)
             for number, row in islice(read_rows(part), limit):
                 bar.update()
                 try:
-                    chosen, rejected = parse_pair(row)
+                    chosen, rejected, known = parse_pair(row, level)
                 except ValueError as e:
                     if not d.skip_bad:
                         raise UserError(f"{place(part, number)}: {e}; mend it, or count such rows instead with "
@@ -186,7 +217,7 @@ def read_pairs(config: Config, parts: list[Part], contents: list[Content], count
                 seen[split].add(key)
                 changes = ["turns in a row merged"] if prompt != split_transcript(good)[0] else []
                 changes += ["odd whitespace made plain"] if good != chosen or bad != rejected else []
-                yield Pair(split, prompt, good_reply, bad_reply, subsets.index(part.subset), first_row + number - 1, changes)
+                yield Pair(split, prompt, good_reply, bad_reply, subsets.index(part.subset), first_row + number - 1, changes, known)
             first_row += size.rows
 
 
@@ -238,7 +269,7 @@ def write_pairs(config: Config, pairs: Iterable[Pair], tokenizer: Tokenizer, fol
                     continue
                 count.update(["kept", *pair.changes] + ["prompt shortened from the left"] * (len(prompt) < len(ids)))
                 writers[pair.split].add(prompt, roles.tobytes(), chosen, rejected, subset=pair.subset,
-                                        source_row=pair.source_row)
+                                        source_row=pair.source_row, **pair.known._asdict())
         print_counts(counts)
         check_splits(counts, config)
         for split, writer in writers.items():

@@ -28,7 +28,7 @@ from tokenizer import ASSISTANT, HUMAN, Tokenizer
 INDEX = np.dtype([
     ("offset", "i8"),          # first token of the row in tokens.bin
     ("prompt", "i4"), ("chosen", "i4"), ("rejected", "i4"),  # lengths in tokens
-    ("level", "i2"),           # difficulty level, for curricula
+    ("level", "i2"),           # difficulty level, for curricula; 0 where the source says none
     ("margin", "f4"),          # how much better chosen is, where the source says so
     ("chosen_is_true", "i1"),  # 0 when the source says that its chosen reply is false
     ("subset", "u1"),          # position in meta["subsets"]

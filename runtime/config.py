@@ -48,7 +48,7 @@ class DataConfig:
     test_fraction: float = opt(0.10, "share of conversations held out for testing when the source has no such split")
     max_rows: int = opt(0, "use only the first rows of each source file; 0 = all")
     skip_bad: bool = opt(False, "count malformed lines instead of stopping at the first")
-    toy_control: str = opt("none", "none | shuffled | flipped | no_overrefusal | clean: the toy corpus's controls")
+    toy_control: str = opt("none", "none | shuffled | flipped | no_overrefusal | clean | near_identical: the toy corpus's controls")
     text_source: str = opt("", "plain text and dialogues for the base stage: folder or files; hub; empty = pair dialogues only")
     text_dataset: str = opt("Salesforce/wikitext:wikitext-103-raw-v1", "Hub data set used when text_source is hub")
     text_max_mb: float = opt(0.0, "read at most this much plain text in total, evenly from all files; 0 = all")

@@ -621,3 +621,23 @@ def test_running_text_is_cut_at_line_ends_and_headings(tmp_path):
     assert list(read_documents(part)) == [*expected[:2], (6, " = Second = \n"), (7, "end")]
     [(first, one), (second, two)] = passages((n, "x" * 99 + "\n") for n in range(1, 200))
     assert (first, len(one), second) == (1, 16400, 165) and len(one + two) == 19_900
+
+
+def test_what_a_row_says_about_its_pair_is_kept(tmp_path, config):
+    """level by number, word or file name; margin given or as a difference of scores; chosen_is_true."""
+    rows = [pair("a"), pair("b") | {"level": 7}, pair("c") | {"level": "Easy", "margin": 1.5},
+            pair("d") | {"score_chosen": 8.0, "score_rejected": 3.5, "chosen_is_true": False}]
+    folder = tmp_path / "three"
+    for name, part in (("train-easy", rows[:1]), ("train-medium", rows[1:2]), ("train-hard", rows[2:]), ("val", [pair("e")]), ("test", [pair("f")])):
+        write_lines(folder / f"{name}.jsonl", part)
+    config.data.source = ",".join(str(path) for path in sorted(folder.iterdir()))
+    index = PairStore(prepare(config) / "train").index
+    assert sorted(zip(index["level"].tolist(), index["margin"].tolist(), index["chosen_is_true"].tolist())) == [(1, 0.0, 1), (1, 1.5, 1), (3, 4.5, 0), (7, 0.0, 1)]
+
+
+@pytest.mark.parametrize("field, message", [({"level": "soft"}, '"level" is \'soft\', not easy, medium, hard'), ({"level": -1}, '"level" is -1'),
+                                            ({"margin": "big"}, '"margin"'), ({"chosen_is_true": "yes"}, '"chosen_is_true" is \'yes\'')])
+def test_a_bad_word_about_a_pair_is_named(tmp_path, config, field, message):
+    write_splits(tmp_path / "source", [pair("one") | field])
+    with pytest.raises(UserError, match=message):
+        prepare(config)

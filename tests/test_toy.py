@@ -243,9 +243,10 @@ def test_word_lists_do_not_collide():
 
 def test_same_seed_same_bytes_and_controls(tmp_path, monkeypatch):
     small = {split: {cell: count // 5 for cell, count in cells.items()} for split, cells in make_toy.SIZES.items()}
-    monkeypatch.setattr(make_toy, "SIZES", small)  # seven corpora; a fifth of each is enough to compare them
+    monkeypatch.setattr(make_toy, "SIZES", small)  # eight corpora; a fifth of each is enough to compare them
     for name, seed, control in (("a", 3, "none"), ("b", 3, "none"), ("c", 4, "none"), ("shuffled", 3, "shuffled"),
-                                ("flipped", 3, "flipped"), ("no_overrefusal", 3, "no_overrefusal"), ("clean", 3, "clean")):
+                                ("flipped", 3, "flipped"), ("no_overrefusal", 3, "no_overrefusal"), ("clean", 3, "clean"),
+                                ("near_identical", 3, "near_identical")):
         make_toy.write_corpus(tmp_path / name, seed, control)
 
     def content(name, split):
@@ -256,7 +257,7 @@ def test_same_seed_same_bytes_and_controls(tmp_path, monkeypatch):
 
     for split in ("train", "val", "test"):
         assert content("a", split) == content("b", split) != content("c", split)
-        for control in ("shuffled", "flipped", "no_overrefusal", "clean"):
+        for control in ("shuffled", "flipped", "no_overrefusal", "clean", "near_identical"):
             assert (content("a", split) == content(control, split)) == (split == "test")
     for split in ("train", "val"):
         plain, inverted = rows("a", split), [{"chosen": r["rejected"], "rejected": r["chosen"]} for r in rows("a", split)]
@@ -269,6 +270,14 @@ def test_same_seed_same_bytes_and_controls(tmp_path, monkeypatch):
         assert {make_toy.oracle_order(row) for row in clean} == {1}
         decided = [make_toy.oracle_order(row) for row in plain]
         assert clean == [row if order > 0 else other for order, row, other in zip(decided, plain, inverted) if order]
+        near = rows("near_identical", split)
+        assert {make_toy.oracle_order(row) for row in near} == {1} and not any(map(make_toy.is_unsafe, near))
+        assert [make_toy.split_transcript(row["chosen"])[0] for row in near] == [make_toy.split_transcript(r["chosen"])[0] for r in plain if not make_toy.is_unsafe(r)]
+        for row in near:  # one passage differs, and it is short
+            good, bad = (make_toy.split_transcript(row[side])[1].split() for side in ("chosen", "rejected"))
+            same = next(i for i, (a, b) in enumerate(zip(good, bad)) if a != b)
+            tail = next(i for i, (a, b) in enumerate(zip(good[::-1], bad[::-1])) if a != b)
+            assert max(len(good), len(bad)) - same - tail <= 7
         kept = rows("no_overrefusal", split)
         assert kept == [r for r in plain if not any(map(make_toy.over_refuses, r.values()))]
         assert 0.6 * len(plain) < len(kept) < 0.9 * len(plain)
