@@ -4,9 +4,10 @@ One row of a batch holds one or more documents, each of them `prompt | chosen | 
 The prompt stands there once, both replies look back at it, and neither sees the other (model.tree_mask).
 """
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import count
 
 import numpy as np
 import torch
@@ -51,15 +52,18 @@ class Batch:
 
 # ---- the plan -------------------------------------------------------------------------------------------------------
 
-def step_indices(n: int, batch: int, seed: int, step: int) -> np.ndarray:
-    """The documents of optimizer step `step` (counted from 0 over all epochs): a pure function, so resume needs only the step.
+def shuffled_steps(pool: int | np.ndarray, batch: int, seed: Sequence[int], total: int) -> list[np.ndarray]:
+    """The documents of `total` optimizer steps: pass after pass over the pool (or range(pool)), each in an order of its own.
 
-    Every epoch is its own permutation of range(n), cut into steps of `batch`; an epoch's last step may be smaller.
+    A pure function, so a resumed run needs only to know its step. A pass is cut into steps of `batch`; its last step may be smaller.
     """
-    per_epoch = -(-n // batch)
-    epoch, at = divmod(step, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(n)
-    return order[at * batch:(at + 1) * batch]
+    pool = np.arange(pool) if isinstance(pool, int) else pool
+    steps: list[np.ndarray] = []
+    for epoch in count():
+        order = pool[np.random.default_rng([*seed, epoch]).permutation(len(pool))]
+        steps += [order[at:at + batch] for at in range(0, len(order), batch)]
+        if len(steps) >= total:
+            return steps[:total]
 
 
 def micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[Rows]:
@@ -151,22 +155,20 @@ def row_lengths(store: PairStore, branches: int) -> np.ndarray:
     return lengths + store.index["rejected"] if branches == 2 else lengths
 
 
-def steps_ahead(store: PairStore, steps: range, batch: int, seed: int, micro_tokens: int, device: torch.device, branches: int = 2,
-                loss_on: str = "response") -> Iterator[tuple[np.ndarray, list[Batch]]]:
-    """(documents, micro-batches) of each optimizer step. While the caller trains on one step, a thread lays out the next."""
+def steps_ahead(store: PairStore, steps: Sequence[np.ndarray], micro_tokens: int, device: torch.device, branches: int = 2,
+                loss_on: str = "response") -> Iterator[list[Batch]]:
+    """The micro-batches of each optimizer step, given its documents. While the caller trains on one step, a thread lays out the next."""
     lengths = row_lengths(store, branches)
 
-    def lay_out(step: int) -> tuple[np.ndarray, list[Batch]]:
-        indices = step_indices(len(store), batch, seed, step)
+    def lay_out(indices: np.ndarray) -> list[Batch]:
         batches = [make_batch(store, rows, branches, loss_on) for rows in micro_batches(indices, lengths, micro_tokens)]
-        return indices, [b.pin_memory() for b in batches] if device.type == "cuda" else batches
+        return [b.pin_memory() for b in batches] if device.type == "cuda" else batches
 
     with ThreadPoolExecutor(max_workers=1) as thread:
-        waiting = [thread.submit(lay_out, step) for step in steps[:1]]
-        for step in steps:
+        waiting = [thread.submit(lay_out, indices) for indices in steps[:1]]
+        for at in range(len(steps)):
             ready = waiting.pop().result()
-            if step + 1 in steps:
-                waiting.append(thread.submit(lay_out, step + 1))
+            waiting += [thread.submit(lay_out, indices) for indices in steps[at + 1:at + 2]]
             yield ready
 
 

@@ -5,7 +5,7 @@
 The same command continues a killed run, bit for bit. `--help` lists every setting.
 """
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,22 +13,21 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from batching import Batch, reply_tokens, row_lengths, score_pairs, sequence_logps, show_mask, step_indices, steps_ahead
+from batching import Batch, reply_tokens, row_lengths, score_pairs, sequence_logps, show_mask, steps_ahead
+from curriculum import DIFFICULTIES, Plan, given_levels, make_plan, reference_error, reply_likeness, show_plan
 from data.store import PairStore
 from eval.watch import watched_prompts, what_it_writes
 from losses import Pairs
 from model import GPT
 from objectives import PENALISED, WHOLE_STEP, check, join, make_pairs, next_state, pair_losses, parse, reference_free, rewards, settings_of, step_gradients, takes
+from reference import Reference, folder_of, forget_before, mix
 from runtime.checkpoint import file_hash
-from runtime.config import Config, DPOConfig, digest, load_config
+from runtime.config import Config, DPOConfig, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
-from runtime.optim import lr_at, make_optimizer, total_steps, update
-from runtime.run import Run, fingerprint, preference_start, starting_model
-from tokenizer import load_tokenizer
-
-
-SAVE_REFERENCE_EVERY = 20_000  # pairs: what a kill during the reference pass can lose
+from runtime.optim import lr_at, make_optimizer, update
+from runtime.run import Run, fingerprint, preference_start, prepared_pairs, starting_model
+from tokenizer import Tokenizer, load_tokenizer
 
 
 def chosen_settings(c: DPOConfig) -> dict[str, float]:
@@ -50,6 +49,22 @@ def check_pairs(objective: str, store: PairStore) -> None:
         raise UserError(f"{objective} holds the chosen reply up, and in {false:,} pairs it is known to be false.")
     if "odpo" in terms and not (store.index["margin"] > 0).all():
         raise UserError("odpo needs a margin > 0 in every pair; this source gives none.")
+    if false:
+        print(f"warning: in {false:,} of {len(store):,} pairs the chosen reply is known to be false; {objective} will prefer it all the same.")
+
+
+def plan_of(c: DPOConfig, store: PairStore, seed: int, scores: Callable[[], np.ndarray] | None) -> Plan:
+    """Which pairs come when (curriculum.py); scores: the reference's log-probs [n, 2], asked for only where difficulty is measured by them.
+
+    UserError for an unknown setting, and for a step too small for the objective.
+    """
+    measures = {"level": lambda: given_levels(store), "edit": lambda: reply_likeness(store), "margin": lambda: reference_error(store, scores())}
+    if c.difficulty not in measures:
+        raise UserError(f"--dpo.difficulty: '{c.difficulty}' is none of {', '.join(DIFFICULTIES)}.")
+    plan = make_plan(c, len(store), seed, None if c.curriculum == "none" else measures[c.difficulty]())
+    if WHOLE_STEP & set(parse(c.objective)) and min(map(len, plan.steps)) < 2:
+        raise UserError(f"{c.objective} compares the pairs of a step, and a step of this plan has only one: choose another --dpo.batch.")
+    return plan
 
 
 def tail_weight(c: DPOConfig, settings: dict[str, float]) -> float:
@@ -79,7 +94,7 @@ def step_gradients_of(model: GPT, batches: list[Batch], scored: Callable[[Batch]
     of its step, all are scored first and then each micro-batch again, with the gradient of its log-probs known (objectives.step_gradients).
     """
     count = sum(len(batch.pairs) for batch in batches)
-    if WHOLE_STEP & set(parse(objective)):
+    if WHOLE_STEP & set(parse(objective)) and len(batches) > 1:
         with torch.no_grad():
             whole = join([scored(batch) for batch in batches])
         losses, to_chosen, to_rejected = step_gradients(whole, objective, settings)
@@ -99,46 +114,26 @@ def step_gradients_of(model: GPT, batches: list[Batch], scored: Callable[[Batch]
     return join(pieces), torch.cat(found)
 
 
-def reference_logps(cache: Path, load: Callable[[], GPT], store: PairStore, needed: np.ndarray, device: Device, micro_tokens: int, tail_weight: float = 1.0) -> np.ndarray:
-    """Log-probs of the frozen reference, float32 [n, 2] (chosen, rejected), NaN where no pair was needed.
-
-    Computed once, kept in the file `cache`; a later call computes only what is missing. The reference model lives inside this
-    function and is freed on return, so memory holds one model during training.
-    """
-    logps = np.load(cache) if cache.exists() else np.full((len(store), 2), np.nan, dtype=np.float32)
-    missing = np.unique(needed[np.isnan(logps[needed, 0])])
-    if len(missing):
-        model = load()
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        for part in np.array_split(missing, -(-len(missing) // SAVE_REFERENCE_EVERY)):
-            logps[part, 0], logps[part, 1] = score_pairs(model, store, part, micro_tokens, device.autocast, show=f"reference: {cache.stem} pairs",
-                                                       tail_weight=tail_weight)
-            tmp = cache.with_suffix(".tmp.npy")
-            np.save(tmp, logps)
-            tmp.rename(cache)
-    return logps
-
-
-def check_first_step(p: Pairs, losses: Tensor, objective: str, settings: dict[str, float], dtype: torch.dtype) -> None:
+def check_first_step(p: Pairs, losses: Tensor, objective: str, settings: dict[str, float], dtype: torch.dtype, step: int = 0) -> None:
     """Before the first update the policy *is* the reference: log-probs must equal the cached ones, the loss [P] the objective's at zero log-ratios.
 
     Tolerance: 1e-4 nats per token in float32, .05 nats per sequence in bf16 and fp16. A failure means a wrong reference,
     dropout left on, or another dtype: the silent causes of a DPO run that goes nowhere. Raises UserError.
     """
     if reference_free(objective):
-        print(f"step 0: loss {losses.mean().item():.4f}; {objective} has no reference to compare with")
+        print(f"step {step}: loss {losses.mean().item():.4f}; {objective} has no reference to compare with")
         return
     gap = (torch.stack([p.w, p.l], dim=1)).abs()
     tokens = torch.stack([p.chosen_tokens, p.rejected_tokens], dim=1)
     allowed = 1e-4 * tokens if dtype == torch.float32 else torch.full_like(gap, 0.05)
     if bool((gap > allowed).any()):
-        raise UserError(f"step 0: the policy's log-probs differ from the reference's by up to {gap.max().item():.4f} nats although they are the same model.")
+        raise UserError(f"step {step}: the policy's log-probs differ from the reference's by up to {gap.max().item():.4f} nats although they are the same model.")
     expected = pair_losses(replace(p, chosen=p.ref_chosen, rejected=p.ref_rejected), objective, settings).mean().item()
     # the loss may be off by what gaps of this size can do to it: much, under a large penalty
     worst = pair_losses(replace(p, chosen=p.ref_chosen - gap[:, 0], rejected=p.ref_rejected + gap[:, 1]), objective, settings).mean().item()
     if abs(losses.mean().item() - expected) > 5e-4 + abs(worst - expected):
-        raise UserError(f"step 0: the loss is {losses.mean().item():.4f}, not {expected:.4f}.")
-    print(f"step 0: loss {losses.mean().item():.4f} (expected {expected:.4f}), largest difference to the reference {gap.max().item():.1e} nats")
+        raise UserError(f"step {step}: the loss is {losses.mean().item():.4f}, not {expected:.4f}.")
+    print(f"step {step}: loss {losses.mean().item():.4f} (expected {expected:.4f}), largest difference to the reference {gap.max().item():.1e} nats")
 
 
 @torch.no_grad()
@@ -160,29 +155,33 @@ def summarize(r_chosen: Tensor, r_rejected: Tensor, chosen: Tensor, rejected: Te
             "logps__chosen": chosen.mean().item(), "logps__rejected": rejected.mean().item()}
 
 
-def main(argv: list[str]) -> None:
-    config = load_config(argv)
-    c = config.dpo
-    settings = chosen_settings(c)
+@dataclass
+class Setup:
+    """What a run consists of before its first step."""
+    data: Path                         # the prepared pairs
+    tokenizer: Tokenizer
+    train: PairStore
+    val: PairStore
+    val_pairs: np.ndarray              # validation pairs looked at during training, always the same
+    start: Path                        # the checkpoint the policy starts from
+    device: Device
+    load: Callable[[Path], GPT]
+    reference: Reference
+    plan: Plan
 
-    data, start = preference_start(config, argv, c.init_from)
+
+def set_up(config: Config, argv: list[str], settings: dict[str, float]) -> Setup | None:
+    """The data, where policy and reference start, and which pairs come when; None after a --dry-run, which prints the last."""
+    c = config.dpo
+    data = prepared_pairs(config, argv)
     tokenizer = load_tokenizer(str(data / "tokenizer"))
     train, val = PairStore(data / "train"), PairStore(data / "val")
     check_pairs(c.objective, train)
-
+    if config.dry_run and (c.curriculum == "none" or c.difficulty != "margin"):  # needs no model
+        return show_plan(plan_of(c, train, config.seed, None), train, c.batch)
+    start = preference_start(config, argv, c.init_from, data)
     device = setup_device(config)
     config.model.dropout = 0.0  # noise in a log-ratio is noise in the reward: off for policy and reference alike
-    weights = file_hash(start / "model.safetensors")
-    run = Run(config, "dpo", fingerprint(config, "dpo", data) | {"starting_weights": weights})
-    if run.finished:
-        return
-    fresh = run.last is None
-
-    # the reference: every pair this run will see, once, through the same code path and dtype as the policy
-    total, lengths = total_steps(c, len(train)), row_lengths(train, 2)
-    val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split, always the same
-    seen = np.concatenate([step_indices(len(train), c.batch, config.seed, s) for s in range(total)])
-    key = digest([weights, data.name, str(device.dtype), device.device.type, config.compile, *([tail_weight(c, settings)] if c.objective == "lddpo" else [])])
 
     def load(folder: Path) -> GPT:
         """Policy and reference are made alike, compiled or not: fused kernels round differently."""
@@ -191,48 +190,89 @@ def main(argv: list[str]) -> None:
             model.compile()
         return model
 
-    if reference_free(c.objective):
-        reference = {name: np.zeros((len(store), 2), dtype=np.float32) for name, store in (("train", train), ("val", val))}
-    else:
-        folder = Path(config.out) / "data" / "reference" / key
-        reference = {name: reference_logps(folder / f"{name}.npy", lambda: load(start), store, needed, device, c.micro_tokens, tail_weight(c, settings))
-                     for name, store, needed in (("train", train, seen), ("val", val, val_pairs))}
+    reference = Reference(config, start, load, data, device, tail_weight(c, settings))
+    plan = plan_of(c, train, config.seed, lambda: reference.logps("train", train, np.arange(len(train))))
+    if config.dry_run or len(plan.stages) > 1:
+        show_plan(plan, train, c.batch)
+    val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split
+    return None if config.dry_run else Setup(data, tokenizer, train, val, val_pairs, start, device, load, reference, plan)
 
-    model = load(run.last or start).train()
-    optimizer, scaler = make_optimizer(model, c), device.scaler()
+
+def score_reference(s: Setup, c: DPOConfig, stage: int) -> None:
+    """The reference's log-probs of all pairs of the run, or of one stage's where it moves at the end of each."""
+    needed = s.plan.pairs_of(s.plan.stages[stage]) if c.reference_update else np.unique(np.concatenate(s.plan.steps))
+    s.reference.score(s.train, needed, s.val, s.val_pairs)
+
+
+def move_reference(s: Setup, c: DPOConfig, model: GPT, run: Run, stage: int) -> None:
+    """A stage begins: its reference is the one before with the policy mixed in."""
+    run.save(f"reference_{stage}", mix(model, s.reference.load(), c.reference_update), s.tokenizer, s.data)
+    s.reference.folder = folder_of(run.folder, stage, s.start)
+    score_reference(s, c, stage)
+    run.means, run.best, run.bad = {}, float("inf"), 0  # rewards begin again at 0; losses against two references do not compare
+
+
+def main(argv: list[str]) -> None:
+    config = load_config(argv)
+    c = config.dpo
+    settings = chosen_settings(c)
+    s = set_up(config, argv, settings)
+    if s is None:
+        return
+    run = Run(config, "dpo", fingerprint(config, "dpo", s.data) | {"starting_weights": file_hash(s.start / "model.safetensors")})
+    if run.finished:
+        return
+    fresh, total, lengths = run.last is None, len(s.plan.steps), row_lengths(s.train, 2)
+    stage = s.plan.stage_at(max(run.step - 1, 0))  # of the last step made: the loop itself enters the next one
+    if c.reference_update:
+        s.reference.folder = folder_of(run.folder, stage, s.start)
+    score_reference(s, c, stage)
+
+    model = s.load(run.last or s.start).train()
+    optimizer, scaler = make_optimizer(model, c), s.device.scaler()
     run.restore(optimizer, scaler)
-    print(f"dpo ({c.objective}, beta {c.beta}): {model.n_params() / 1e6:.2f}M parameters, {len(train):,} pairs, {total} steps of {c.batch}; "
-          f"{device.device.type} {str(device.dtype)[6:]} ({device.reason})")
+    print(f"dpo ({c.objective}, beta {c.beta}): {model.n_params() / 1e6:.2f}M parameters, {len(s.train):,} pairs, {total} steps of {c.batch}; "
+          f"{s.device.device.type} {str(s.device.dtype)[6:]} ({s.device.reason})")
 
-    watched = watched_prompts(val, tokenizer, config)
+    watched = watched_prompts(s.val, s.tokenizer, config)
 
     def validation() -> dict[str, float]:
-        """The validation pairs, and what the policy itself writes; the reference is in memory for that moment only."""
-        row = validate(model, val, reference["val"], val_pairs, config, settings | run.means, device)
-        return row | what_it_writes(model, load(start), tokenizer, watched, config, device) if watched else row
+        """The validation pairs, and what the policy itself writes; the model it started from is in memory for that moment only."""
+        row = {"stage": stage + 1} | validate(model, s.val, s.reference.val, s.val_pairs, config, settings | run.means, s.device)
+        return row | what_it_writes(model, s.load(s.start), s.tokenizer, watched, config, s.device) if watched else row
 
     if run.step == 0:  # where the curves begin
         run.log("val", **validation())
     bar = tqdm(total=total, initial=run.step, desc="dpo", mininterval=0.5)
-    for indices, batches in steps_ahead(train, range(run.step, total), c.batch, config.seed, c.micro_tokens, device.device):
-        lr = lr_at(run.step, total, c)
+    for batches in steps_ahead(s.train, s.plan.steps[run.step:], c.micro_tokens, s.device.device):
+        is_reference = fresh and run.step == 0  # the policy, still
+        if s.plan.stage_at(run.step) > stage:
+            stage += 1
+            if c.reference_update:
+                move_reference(s, c, model, run, stage)
+                is_reference = c.reference_update == 1
+            if c.stage_restart:
+                optimizer = make_optimizer(model, c)
+        first, steps = (s.plan.stages[stage].start, s.plan.stages[stage].steps) if c.stage_restart else (0, total)
+        lr = lr_at(run.step - first, steps, c)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        batches = [batch.to(device.device) for batch in batches]
+        batches = [batch.to(s.device.device) for batch in batches]
         if run.step == 0:
-            show_mask(batches[0], tokenizer)
+            show_mask(batches[0], s.tokenizer)
         now = settings | run.means
-        p, losses = step_gradients_of(model, batches, lambda batch: score(model, batch, train, reference["train"], c, now, device), c.objective, now, scaler)
-        if fresh and run.step == 0:
-            check_first_step(p, losses, c.objective, now, device.dtype)
+        p, losses = step_gradients_of(model, batches, lambda batch: score(model, batch, s.train, s.reference.train, c, now, s.device), c.objective, now, scaler)
+        if is_reference:
+            check_first_step(p, losses, c.objective, now, s.device.dtype, run.step)
         run.means = next_state(p, c.objective, settings, run.means)
         loss = losses.mean().item()
         norm = update(model, optimizer, scaler, loss, run, c)
 
+        run.tokens += int(lengths[s.plan.steps[run.step]].sum())
         run.step += 1
-        run.tokens += int(lengths[indices].sum())
         if run.step % c.log_every == 0 or run.step in (1, total):
-            row = run.log("train", loss=loss, lr=lr, grad_norm=norm, skipped_steps=run.skipped, **summarize(*rewards(p, c.objective, now), p.chosen, p.rejected))
+            row = run.log("train", loss=loss, lr=lr, grad_norm=norm, skipped_steps=run.skipped, stage=stage + 1,
+                          **summarize(*rewards(p, c.objective, now), p.chosen, p.rejected))
             bar.set_postfix(loss=f"{loss:.3f}", acc=f"{row['rewards/accuracy']:.2f}", tok_s=f"{run.tokens / max(row['seconds'], 1e-9):.0f}")
         bar.update()
         if run.step % c.eval_every == 0 or run.step == total:
@@ -241,15 +281,16 @@ def main(argv: list[str]) -> None:
             tqdm.write(f"step {run.step}: validation loss {row['loss']:.4f}, accuracy {row['rewards/accuracy']:.3f}, margin {row['rewards/margin']:.3f}, "
                        f"chosen {row['rewards/chosen']:+.3f}, rejected {row['rewards/rejected']:+.3f}{' (best)' if better else ''}")
             if better:
-                run.save("best", model, tokenizer, data)
+                run.save("best", model, s.tokenizer, s.data)
             if c.patience and run.bad >= c.patience:
                 tqdm.write(f"no better for {run.bad} validations: stopping at step {run.step}.")
                 break
         if run.step % c.save_every == 0:
-            run.save("last", model, tokenizer, data, optimizer, scaler)
+            run.save("last", model, s.tokenizer, s.data, optimizer, scaler)
+            forget_before(run.folder, stage)
     bar.close()
-    run.save("last", model, tokenizer, data, optimizer, scaler, finished=True)
-    print(f"dpo: best validation loss {run.best:.4f}; {run.seconds / 60:.1f} min, peak memory {peak_memory_gb(device.device):.2f} GB; {run.folder / 'best'}")
+    run.save("last", model, s.tokenizer, s.data, optimizer, scaler, finished=True)
+    print(f"dpo: best validation loss {run.best:.4f}; {run.seconds / 60:.1f} min, peak memory {peak_memory_gb(s.device.device):.2f} GB; {run.folder / 'best'}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from batching import make_batch, micro_batches, row_lengths, steps_ahead
+from batching import make_batch, micro_batches, row_lengths, shuffled_steps, steps_ahead
 from data.store import PairStore
 from losses import reward_loss
 from reward_model import RewardModel, load_reward_model
@@ -18,7 +18,7 @@ from runtime.config import load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import run_main
 from runtime.optim import lr_at, make_optimizer, total_steps, update
-from runtime.run import Run, fingerprint, preference_start, starting_model
+from runtime.run import Run, fingerprint, preference_start, prepared_pairs, starting_model
 from tokenizer import load_tokenizer
 
 
@@ -45,7 +45,8 @@ def summarize(chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     config = load_config(argv)
     c = config.reward
-    data, start = preference_start(config, argv, c.init_from)
+    data = prepared_pairs(config, argv)
+    start = preference_start(config, argv, c.init_from, data)
     tokenizer = load_tokenizer(str(data / "tokenizer"))
     train, val = PairStore(data / "train"), PairStore(data / "val")
 
@@ -63,7 +64,8 @@ def main(argv: list[str]) -> None:
           f"{device.device.type} {str(device.dtype)[6:]} ({device.reason})")
 
     bar = tqdm(total=total, initial=run.step, desc="reward", mininterval=0.5)
-    for indices, batches in steps_ahead(train, range(run.step, total), c.batch, config.seed, c.micro_tokens, device.device):
+    steps = shuffled_steps(len(train), c.batch, [config.seed], total)
+    for batches in steps_ahead(train, steps[run.step:], c.micro_tokens, device.device):
         lr = lr_at(run.step, total, c)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -72,13 +74,13 @@ def main(argv: list[str]) -> None:
             batch = batch.to(device.device)
             with device.autocast():
                 chosen, rejected = model.score_batch(batch)
-            scaler.scale(reward_loss(chosen, rejected).sum() / len(indices)).backward()
+            scaler.scale(reward_loss(chosen, rejected).sum() / len(steps[run.step])).backward()
             pieces.append(torch.stack([chosen.detach(), rejected.detach()]))
         row = summarize(*torch.cat(pieces, dim=1))
         norm = update(model, optimizer, scaler, row["loss"], run, c)
 
         run.step += 1
-        run.tokens += int(lengths[indices].sum())
+        run.tokens += int(lengths[steps[run.step - 1]].sum())
         if run.step % c.log_every == 0 or run.step in (1, total):
             run.log("train", lr=lr, grad_norm=norm, skipped_steps=run.skipped, **row)
             bar.set_postfix(loss=f"{row['loss']:.3f}", acc=f"{row['rewards__accuracy']:.2f}")

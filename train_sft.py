@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from batching import make_batch, micro_batches, row_lengths, show_mask, steps_ahead
+from batching import make_batch, micro_batches, row_lengths, show_mask, shuffled_steps, steps_ahead
 from data.store import PairStore, find_data, find_text
 from losses import sft_loss
 from model import GPT, find_folder
@@ -96,7 +96,8 @@ def main(argv: list[str]) -> None:
           f"{len(train):,} documents, {lengths.sum():,} tokens, {total} steps of {c.batch}; {device.device.type} {str(device.dtype)[6:]} ({device.reason})")
 
     bar = tqdm(total=total, initial=run.step, desc=stage, mininterval=0.5)
-    for indices, batches in steps_ahead(train, range(run.step, total), c.batch, config.seed, c.micro_tokens, device.device, 1, loss_on):
+    steps = shuffled_steps(len(train), c.batch, [config.seed], total)
+    for batches in steps_ahead(train, steps[run.step:], c.micro_tokens, device.device, 1, loss_on):
         lr = lr_at(run.step, total, c)
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> None:
         norm = update(model, optimizer, scaler, loss, run, c)
 
         run.step += 1
-        run.tokens += int(lengths[indices].sum())
+        run.tokens += int(lengths[steps[run.step - 1]].sum())
         if run.step % c.log_every == 0 or run.step == total:
             row = run.log("train", loss=loss, lr=lr, grad_norm=norm, skipped_steps=run.skipped)
             bar.set_postfix(loss=f"{loss:.3f}", tok_s=f"{run.tokens / max(row['seconds'], 1e-9):.0f}")

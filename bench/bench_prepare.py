@@ -21,7 +21,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from the reposi
 import numpy as np
 import torch
 
-from batching import row_lengths, sequence_logps, steps_ahead
+from batching import row_lengths, sequence_logps, shuffled_steps, steps_ahead
 from bench.common import ROOT, bench_device, machine, save, spread, synchronize
 from data.store import PairStore, StoreWriter
 from objectives import preference_loss
@@ -85,8 +85,9 @@ def train(folder: str) -> dict[str, float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     store = PairStore(folder)
     lengths, taken, tokens = row_lengths(store, 2), [], []
+    steps = shuffled_steps(len(store), BATCH, [0], STEPS)
     started = time.perf_counter()  # waiting for the store and the next step's layout is part of a step
-    for indices, batches in steps_ahead(store, range(STEPS), BATCH, 0, 4096, device.device):
+    for indices, batches in zip(steps, steps_ahead(store, steps, 4096, device.device)):
         for batch in batches:
             batch = batch.to(device.device)
             chosen, rejected = sequence_logps(model(*batch.inputs()), batch)

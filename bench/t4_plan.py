@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # import from the reposi
 
 import torch
 
-from batching import make_batch, micro_batches, row_lengths, step_indices
+from batching import make_batch, micro_batches, row_lengths, shuffled_steps
 from bench.common import save
 from data.prepare_hh import prepare
 from data.store import PairStore
@@ -42,8 +42,7 @@ def count(store: PairStore, branches: int, loss_on: str) -> dict[str, float]:
 def fill(store: PairStore, branches: int, batch: int, micro_tokens: int) -> tuple[float, float]:
     """(share of the computed positions that are not padding, mean row length that a computed position attends to, masked or not)."""
     lengths, computed, useful, squares = row_lengths(store, branches), 0, 0, 0
-    for step in range(min(PLANNED, len(store) // batch)):
-        indices = step_indices(len(store), batch, 0, step)
+    for indices in shuffled_steps(len(store), batch, [0], min(PLANNED, len(store) // batch)):
         useful += int(lengths[indices].sum())
         for rows in micro_batches(indices, lengths, micro_tokens):
             T = max(int(lengths[row].sum()) for row in rows)
@@ -54,7 +53,7 @@ def fill(store: PairStore, branches: int, batch: int, micro_tokens: int) -> tupl
 def activation_bytes(model: GPT, store: PairStore, branches: int, micro_tokens: int, same_gradient: bool) -> int:
     """Bytes that autograd keeps of the largest micro-batch of one step, parameters and their fp16 copies not counted."""
     lengths = row_lengths(store, branches)
-    rows = max(micro_batches(step_indices(len(store), 64, 0, 0), lengths, micro_tokens), key=lambda rows: sum(int(lengths[row].sum()) for row in rows))
+    rows = max(micro_batches(shuffled_steps(len(store), 64, [0], 1)[0], lengths, micro_tokens), key=lambda rows: sum(int(lengths[row].sum()) for row in rows))
     ours = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
     weights = {p.numel() for p in model.parameters()}

@@ -95,6 +95,16 @@ class DPOConfig(TrainConfig):
     alpha: float = opt(-1.0, "rpo, cpo, orpo, rdpo, odpo, lddpo, beta_dpo, fdpo_alpha: the weight of what each adds")
     gamma: float = opt(-1.0, "simpo: target margin")
     tau: float = opt(-1.0, "discopop: width of its switch")
+    max_pairs: int = opt(0, "train on a random choice of this many pairs; 0 = all")
+    curriculum: str = opt("none", "none (shuffled) | staged | cumulative | linear | hardest_last: the order of the pairs, see curriculum.py")
+    difficulty: str = opt("level", "level (the source's own) | margin (how wrong the reference is, per token) | edit (how alike the replies are)")
+    reverse: bool = opt(False, "curriculum from hard to easy")
+    stages: int = opt(3, "staged, cumulative: parts of equal size, where difficulty is measured")
+    keep: float = opt(0.3, "cumulative: share of all earlier stages' pairs that a stage keeps")
+    opening: float = opt(0.2, "linear: share of the pairs, the easiest, that the first step draws from")
+    pace: float = opt(0.5, "linear: share of the steps after which all pairs are drawn from")
+    stage_restart: bool = opt(False, "a new optimizer and a learning-rate schedule of its own in every stage")
+    reference_update: float = opt(0.0, "share of the policy mixed into the reference at every stage's (no curriculum: pass's) end; 0 = fixed, 1 = replaced")
     watch_prompts: int = opt(48, "validation prompts the policy answers at each validation, for the health panel; 0 = off")
 
 
@@ -137,6 +147,7 @@ class Config:
     compile: bool = opt(False, "torch.compile the model")
     deterministic: bool = opt(False, "ask PyTorch for deterministic kernels on a GPU")
     resume: bool = opt(False, "insist on continuing: an error when there is nothing to continue")
+    dry_run: bool = opt(False, "train_dpo.py: print which pairs come when, and stop")
     fresh: bool = opt(False, "delete this stage's earlier run and start over")
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -249,6 +260,12 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
+def _underscored(word: str) -> str:
+    """`--dry-run=x` as `--dry_run=x`; a value keeps its hyphens."""
+    key, *value = word.split("=", 1)
+    return "=".join(["--" + key[2:].replace("-", "_"), *value]) if word.startswith("--") else word
+
+
 def load_config(argv: list[str]) -> Config:
     """The config named by the first positional argument, with `--key=value` overrides applied in order.
 
@@ -257,6 +274,7 @@ def load_config(argv: list[str]) -> Config:
     if not argv or "--help" in argv or "-h" in argv:
         print(help_text())
         raise SystemExit(0 if argv else 2)
+    argv = [_underscored(word) for word in argv]
     positional, overrides, i = [], [], 0
     while i < len(argv):
         if not argv[i].startswith("--"):

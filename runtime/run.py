@@ -23,14 +23,14 @@ from tokenizer import Tokenizer
 # every line of every metrics.jsonl has these keys; what a stage does not measure is null
 KEYS = ("step", "split", "loss", "lr", "grad_norm", "tokens", "seconds", "skipped_steps", "rewards/chosen", "rewards/rejected", "rewards/margin",
         "rewards/accuracy", "logps/chosen", "logps/rejected", "replies/words", "replies/ended", "replies/repetition", "replies/kl",
-        "replies/well_formed", "replies/helpful_correct")
+        "replies/well_formed", "replies/helpful_correct", "stage")
 SCRIPTS = {"base": "train_sft.py --stage=base", "sft": "train_sft.py", "dpo": "train_dpo.py", "reward": "train_reward.py"}
 HARMLESS = ("micro_tokens", "log_every", "save_every", "watch_prompts")  # settings that may change between a kill and the resume
 
 
 def run_stage(script: str, argv: list[str], why: str) -> None:
-    """Announce and run an earlier stage with the same arguments (less --fresh and --resume, which mean this stage)."""
-    argv = [a for a in argv if a.split("=")[0] not in ("--fresh", "--resume", "--stage")]
+    """Announce and run an earlier stage with the same arguments (less --fresh, --resume and --dry-run, which mean this stage)."""
+    argv = [a for a in argv if a.split("=")[0] not in ("--fresh", "--resume", "--dry_run", "--dry-run", "--stage")]
     if script.endswith("--stage=base"):
         script, argv = script.split()[0], ["--stage=base", *argv]
     print(f"\n=== {why}: running `python {script} {' '.join(argv)}`", flush=True)
@@ -64,22 +64,24 @@ def finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
     return run["finished"] and not _differences(run["fingerprint"], fingerprint)
 
 
-def preference_start(config: Config, argv: list[str], named: str) -> tuple[Path, Path]:
-    """(prepared pairs, the checkpoint that a stage on pairs starts from: `named`, or the experiment's SFT model); what is
-    missing is announced and run."""
-    data = find_data(config)
-    if data is None:
+def prepared_pairs(config: Config, argv: list[str]) -> Path:
+    """The folder with this experiment's prepared pairs; announced and made when it is missing."""
+    if find_data(config) is None:
         run_stage("data/prepare_hh.py", argv, "no prepared pairs")
-        data = find_data(config)
+    return find_data(config)
+
+
+def preference_start(config: Config, argv: list[str], named: str, data: Path) -> Path:
+    """The checkpoint that a stage on the pairs in `data` starts from: `named`, or the experiment's SFT model, which is announced and
+    trained when it is missing."""
     if named:
         start = find_checkpoint(Path(named))
         if start is None:
             raise UserError(f"init_from: no checkpoint in {named}.")
-    else:
-        if not finished(config.run_dir / "sft", fingerprint(config, "sft", data)):
-            run_stage("train_sft.py", argv, "no SFT model")
-        start = find_checkpoint(config.run_dir / "sft" / "best")
-    return data, start
+        return start
+    if not finished(config.run_dir / "sft", fingerprint(config, "sft", data)):
+        run_stage("train_sft.py", argv, "no SFT model")
+    return find_checkpoint(config.run_dir / "sft" / "best")
 
 
 def starting_model(config: Config, folder: Path | None, vocab_size: int) -> GPT:

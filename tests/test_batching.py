@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from batching import make_batch, micro_batches, row_lengths, score_pairs, sequence_logps, show_mask, step_indices, steps_ahead, tail_weights
+from batching import make_batch, micro_batches, row_lengths, score_pairs, sequence_logps, show_mask, shuffled_steps, steps_ahead, tail_weights
 from data.store import PairStore, StoreWriter
 from losses import sft_loss
 from objectives import preference_loss
@@ -126,10 +126,12 @@ def test_padding_and_order_do_not_matter(store, gpt):
 def test_plan_visits_every_pair_once_per_epoch_and_is_pure():
     for n, batch in ((10, 4), (8, 4), (3, 5)):
         per_epoch = -(-n // batch)
-        epochs = [np.concatenate([step_indices(n, batch, 7, e * per_epoch + s) for s in range(per_epoch)]) for e in range(3)]
+        steps = shuffled_steps(n, batch, [7], 3 * per_epoch)
+        epochs = [np.concatenate(steps[e * per_epoch:(e + 1) * per_epoch]) for e in range(3)]
         assert all(sorted(e) == list(range(n)) for e in epochs)
-    assert not np.array_equal(step_indices(1000, 50, 7, 0), step_indices(1000, 50, 7, 20))  # a new order each epoch
-    assert np.array_equal(step_indices(1000, 50, 7, 33), step_indices(1000, 50, 7, 33))
+    steps = shuffled_steps(1000, 50, [7], 34)
+    assert not np.array_equal(steps[0], steps[20])  # a new order each epoch
+    assert all(map(np.array_equal, steps, shuffled_steps(1000, 50, [7], 40)))
 
 
 def test_micro_batches_cover_the_step_within_their_budget():
@@ -180,16 +182,15 @@ def test_the_last_token_of_every_sequence_is_known(tmp_path):
 
 def test_steps_are_laid_out_ahead_as_planned(store, monkeypatch):
     """The same documents and tensors as made on the spot; a failure while laying out reaches the caller."""
-    steps = list(steps_ahead(store, range(1, 5), 3, 7, 200, torch.device("cpu")))
-    assert len(steps) == 4
-    for step, (indices, batches) in zip(range(1, 5), steps):
-        assert indices.tolist() == step_indices(len(store), 3, 7, step).tolist()
+    plan = shuffled_steps(len(store), 3, [7], 5)[1:]
+    steps = list(steps_ahead(store, plan, 200, torch.device("cpu")))
+    for indices, batches in zip(plan, steps, strict=True):
         expected = [make_batch(store, rows) for rows in micro_batches(indices, row_lengths(store, 2), 200)]
         assert all(torch.equal(a, b) for got, want in zip(batches, expected, strict=True) for a, b in zip(got.inputs(), want.inputs()))
-    assert list(steps_ahead(store, range(5, 5), 3, 7, 200, torch.device("cpu"))) == []
+    assert list(steps_ahead(store, [], 200, torch.device("cpu"))) == []
     monkeypatch.setattr("batching.make_batch", lambda *a: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        list(steps_ahead(store, range(1), 3, 7, 200, torch.device("cpu")))
+        list(steps_ahead(store, plan, 200, torch.device("cpu")))
 
 
 def test_tail_weights_begin_where_the_shorter_reply_ends(store):

@@ -87,6 +87,74 @@ def test_killed_and_continued_equals_uninterrupted_bit_for_bit(done, tmp_path, m
     assert drop(metrics(out, stage)) == drop(metrics(done, stage))  # no step missing, none twice
 
 
+CURRICULUM = ["--name=curriculum", "--dpo.curriculum=staged", "--dpo.difficulty=edit", "--dpo.reference_update=1.0", "--dpo.stage_restart"]
+
+
+def from_sft(done: Path) -> list[str]:
+    return [f"--dpo.init_from={done / 'toy' / 'sft' / 'best'}"]
+
+
+@pytest.mark.parametrize("update", ["1.0", "0.5"])
+@pytest.mark.parametrize("killed_in", [4, 7, 9])  # stages begin at steps 4 and 7; checkpoints at 2, 4, 6, 8
+def test_a_curriculum_resumes_in_the_middle_of_a_stage_bit_for_bit(done, tmp_path, monkeypatch, killed_in, update):
+    argv = [*CURRICULUM, *from_sft(done), f"--dpo.reference_update={update}", "--dpo.save_every=2"]
+    real = train_dpo.lr_at
+    for name, kill in (("whole", None), ("killed", killed_in)):
+        seen = []
+
+        def watched(step, total, c):
+            seen.append((step, total))
+            if len(seen) == (kill or 99) + 1:
+                raise KeyboardInterrupt
+            return real(step, total, c)
+
+        monkeypatch.setattr(train_dpo, "lr_at", watched)
+        out = copy_without(done, tmp_path / name, "dpo")
+        if kill:
+            with pytest.raises(KeyboardInterrupt):
+                train_dpo.main(command(out, *argv))
+            monkeypatch.setattr(train_dpo, "lr_at", real)
+        train_dpo.main(command(out, *argv))
+        if not kill:  # each stage has a schedule of its own
+            assert seen == [(0, 4), (1, 4), (2, 4), (3, 4), (0, 3), (1, 3), (2, 3), (0, 3), (1, 3), (2, 3)]
+    whole, killed = (tmp_path / name / "curriculum" / "dpo" for name in ("whole", "killed"))
+    assert (whole / "last/model.safetensors").read_bytes() == (killed / "last/model.safetensors").read_bytes()
+    assert same_state(load_state(whole / "last"), load_state(killed / "last"))
+    drop = lambda path: [{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in (path / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
+    assert drop(whole) == drop(killed) and [row["stage"] for row in drop(whole) if row["split"] == "train"] == [1] * 4 + [2] * 3 + [3] * 3
+    starts = {row["step"]: row["rewards/margin"] for row in drop(whole) if row["split"] == "train"}
+    assert abs(starts[1]) < 1e-4 and (abs(starts[5]) < 1e-4 and abs(starts[8]) < 1e-4) == (update == "1.0")  # a replaced reference: rewards begin at 0
+
+
+def test_a_mixed_reference_is_the_mean_of_the_weights(done, tmp_path):
+    out = copy_without(done, tmp_path / "out", "dpo")
+    train_dpo.main(command(out, *CURRICULUM, *from_sft(done), "--dpo.reference_update=0.25", "--dpo.max_steps=2", "--dpo.stages=2", "--dpo.save_every=1", "--dpo.stage_restart=False"))
+    mixed = load_model(out / "curriculum" / "dpo" / "reference_1").state_dict()
+    first = load_model(done / "toy" / "sft" / "best").state_dict()
+    moved = [(mixed[k] - first[k]).abs().max().item() for k in first]
+    assert 0 < max(moved) <= 0.25 * 1.01e-3  # AdamW's first step moves a weight by lr at most (decay comes on top of 1e-3 x .1 x weight)
+
+
+def test_dry_run_shows_the_order_and_leaves_everything_alone(done, tmp_path, capsys):
+    out = copy_without(done, tmp_path / "out", "sft", "dpo")
+    train_dpo.main(command(out, "--dry-run", "--dpo.curriculum=staged", "--dpo.difficulty=edit", "--dpo.stages=2"))
+    said = capsys.readouterr().out
+    assert "stage 1 (part 1 of 2, edit" in said and "steps 5 to 9" in said and "first source rows" in said
+    assert not (out / "toy" / "sft").exists() and not (out / "toy" / "dpo").exists()  # no model was needed
+    out = copy_without(done, tmp_path / "with_model", "dpo")
+    train_dpo.main(command(out, "--dry-run", "--dpo.curriculum=hardest_last", "--dpo.difficulty=margin"))
+    assert "pass 1, sorted" in capsys.readouterr().out and not (out / "toy" / "dpo").exists()
+
+
+def test_level_without_levels_and_a_step_of_one_pair_are_refused(done, tmp_path):
+    out = copy_without(done, tmp_path / "out", "dpo")
+    with pytest.raises(UserError, match="says no levels"):
+        train_dpo.main(command(out, "--dpo.curriculum=staged"))
+    with pytest.raises(UserError, match="kto compares the pairs of a step, and a step of this plan has only one"):
+        train_dpo.main(command(out, "--dpo.objective=kto", "--dpo.max_pairs=9"))
+    assert not (out / "toy" / "dpo").exists()
+
+
 def test_step_0_of_dpo(done):
     first = metrics(done, "dpo")[:2]
     assert [(r["step"], r["split"]) for r in first] == [(0, "val"), (1, "train")]
