@@ -85,7 +85,9 @@ def make_plan(c: DPOConfig, n: int, seed: int, difficulty: np.ndarray | None = N
     if c.curriculum not in SCHEDULES:
         raise UserError(f"--dpo.curriculum: '{c.curriculum}' is none of {', '.join(SCHEDULES)}.")
     pool = np.arange(n)
-    if 0 < c.max_pairs < n:
+    if c.max_pairs > n:
+        raise UserError(f"--dpo.max_pairs={c.max_pairs}: there are only {n:,} pairs.")
+    if c.max_pairs:
         pool = np.sort(np.random.default_rng([seed, 1]).permutation(n)[:c.max_pairs])
     total = total_steps(c, len(pool))
     if c.curriculum == "none":

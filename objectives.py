@@ -85,10 +85,15 @@ def pair_losses(p: Pairs, objective: str, given: dict[str, float]) -> Tensor:
     return torch.stack([weight * OBJECTIVES[name](p, **settings_of(name, given)) for name, weight in weights.items()]).sum(0)
 
 
+def beta_of(objective: str, beta: float) -> float:
+    """The factor of an objective's rewards: `beta`, or where that is negative its first term's own default; 1 where it has none."""
+    return settings_of(next(iter(parse(objective))), {"beta": beta} if beta >= 0 else {}).get("beta", 1.0)
+
+
 def rewards(p: Pairs, objective: str, given: dict[str, float]) -> tuple[Tensor, Tensor]:
     """Implicit rewards [P] of both replies without gradient: beta times the log-ratio, by the first term's beta, in its terms (per token, without reference)."""
     first = next(iter(parse(objective)))
-    beta = settings_of(first, given).get("beta", 1.0)
+    beta = beta_of(objective, given.get("beta", -1))
     chosen, rejected = (p.chosen, p.rejected) if first in REFERENCE_FREE else (p.w, p.l)
     if first in PER_TOKEN:
         chosen, rejected = chosen / p.chosen_tokens, rejected / p.rejected_tokens

@@ -3,6 +3,7 @@
 It may move at stage ends (dpo.reference_update): the policy replaces it (Curry-DPO, Pattnaik et al. 2024; the hard update of TR-DPO,
 Gorbatovski et al. 2024) or is mixed into its weights (TR-DPO's soft update, eq. 2), and the log-probs are computed anew.
 """
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def reference_logps(cache: Path, load: Callable[[], GPT], store: PairStore, need
         for part in np.array_split(missing, -(-len(missing) // SAVE_EVERY)):
             logps[part, 0], logps[part, 1] = score_pairs(model, store, part, micro_tokens, device.autocast, show=f"reference: {cache.stem} pairs",
                                                          tail_weight=tail_weight)
-            tmp = cache.with_suffix(".tmp.npy")
+            tmp = cache.with_suffix(f".{os.getpid()}.npy")  # two runs of a sweep may fill one cache at the same time
             np.save(tmp, logps)
             tmp.rename(cache)
     return logps

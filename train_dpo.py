@@ -19,7 +19,7 @@ from data.store import PairStore
 from eval.watch import watched_prompts, what_it_writes
 from losses import Pairs
 from model import GPT
-from objectives import PENALISED, WHOLE_STEP, check, join, make_pairs, next_state, pair_losses, parse, reference_free, rewards, settings_of, step_gradients, takes
+from objectives import PENALISED, WHOLE_STEP, beta_of, check, join, make_pairs, next_state, pair_losses, parse, reference_free, rewards, settings_of, step_gradients, takes
 from reference import Reference, folder_of, forget_before, mix
 from runtime.checkpoint import file_hash
 from runtime.config import Config, DPOConfig, load_config
@@ -231,7 +231,7 @@ def main(argv: list[str]) -> None:
     model = s.load(run.last or s.start).train()
     optimizer, scaler = make_optimizer(model, c), s.device.scaler()
     run.restore(optimizer, scaler)
-    print(f"dpo ({c.objective}, beta {c.beta}): {model.n_params() / 1e6:.2f}M parameters, {len(s.train):,} pairs, {total} steps of {c.batch}; "
+    print(f"dpo ({c.objective}, beta {beta_of(c.objective, c.beta):g}): {model.n_params() / 1e6:.2f}M parameters, {len(s.train):,} pairs, {total} steps of {c.batch}; "
           f"{s.device.device.type} {str(s.device.dtype)[6:]} ({s.device.reason})")
 
     watched = watched_prompts(s.val, s.tokenizer, config)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from objectives import beta_of
 from runtime.checkpoint import find_checkpoint, read_run
 from runtime.errors import UserError, run_main
 from runtime.run import read_metrics
@@ -52,7 +53,7 @@ def examine(stage: Path) -> list[dict]:
     if not any(row["split"] == "val" for row in rows):
         raise UserError(f"{stage} has no metrics.jsonl with validation rows: give the folder of a DPO stage, such as out/toy/dpo.")
     settings = read_run(last)["config"]["dpo"] if last else {}
-    found = panel(rows, settings.get("objective", "dpo"), settings.get("beta", 0.1))
+    found = panel(rows, settings.get("objective", "dpo"), beta_of(settings.get("objective", "dpo"), settings.get("beta", 0.1)))
     return [asdict(finding) for finding in sorted(found, key=lambda f: -LEVELS.index(f.level))]
 
 

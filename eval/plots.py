@@ -13,7 +13,8 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = "#0072B2", "#E69F00", "#009E73", "
 SYSTEM_COLOURS = (BLUE, SKY, PURPLE, RED, ORANGE, GREEN)
 
 
-def _pyplot():
+def pyplot():
+    """matplotlib.pyplot in the project's style, drawing to files only."""
     import matplotlib
     matplotlib.use("Agg")  # files only: works without a display
     import matplotlib.pyplot as plt
@@ -52,7 +53,7 @@ def training_curves(run_dir: Path, picture: Path) -> None:
 
     Thin lines are training steps (the mean of one step's batch), thick lines with dots are validation.
     """
-    plt = _pyplot()
+    plt = pyplot()
     metrics = {stage: read_metrics(run_dir / stage / "metrics.jsonl") for stage in ("base", "sft", "dpo", "reward")}
     panels = [panel for panel in PANELS if any(series(metrics[panel[0]], key, split)[0] for key, *_ in panel[3] for split in ("train", "val"))]
     columns = min(3, max(1, len(panels)))
@@ -83,7 +84,7 @@ def toxicity_distribution(picture: Path, shares: Mapping[str, Mapping[str, Inter
     shares: {kind: {system: Interval}}, empty when the lexicon was not used; scores: {scorer: {system: [n]}}.
     not_measured: one line per scorer that failed; it is written into the picture, so that an empty place is no zero.
     """
-    plt = _pyplot()
+    plt = pyplot()
     panels = bool(shares) + len(scores) + bool(not_measured)
     figure, axes = plt.subplots(1, panels, figsize=(6.4 * panels, 3.8), squeeze=False, layout="constrained")
     axes = list(axes.flat)
@@ -125,7 +126,7 @@ def refusal_bars(picture: Path, summary: Mapping) -> None:
     rows = [row for row in summary["metrics"] if row["key"].startswith("refusal_") and row["key"] != "refusal_partial"]
     if not rows:
         return
-    plt = _pyplot()
+    plt = pyplot()
     systems = list(summary["systems"])
     figure, axis = plt.subplots(figsize=(1.2 + 1.9 * len(rows), 3.8), layout="constrained")
     width = 0.8 / len(systems)
@@ -150,7 +151,7 @@ def win_rate_forest(picture: Path, summary: Mapping, judged: Sequence[Mapping]) 
     rows = [(judge, row) for judge, row in rows if row["rate"]]
     if not rows:
         return
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(9.5, 0.9 + 0.28 * len(rows)), layout="constrained")
     judges = list(dict.fromkeys(judge for judge, _ in rows))
     for y, (judge, row) in enumerate(reversed(rows)):
@@ -170,7 +171,7 @@ def reward_margins(picture: Path, logps: Path, beta: float) -> None:
     """Histogram of DPO's implicit reward margin (chosen minus rejected) over the held-out pairs of a pair_logps.npz."""
     with np.load(logps) as saved:
         margin = beta * ((saved["dpo_chosen"] - saved["sft_chosen"]) - (saved["dpo_rejected"] - saved["sft_rejected"])).astype(np.float64)
-    plt = _pyplot()
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     width = float(np.ptp(margin)) / 60 or 1.0
     edges = np.arange(np.floor(margin.min() / width), np.floor(margin.max() / width) + 2) * width  # zero is an edge: no bar holds both sides

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from batching import score_pairs
-from data.store import PairStore, find_data, write_json
+from data.store import PairStore, write_json
 from eval import annotation, health, judge, measure, plots, report, stats, tables, toxicity
 from eval.drift import reply_kl
 from eval.perplexity import count_bytes, general, perplexity_row, score_texts, transcripts
@@ -23,7 +23,9 @@ from eval.prompt_sets import general_text
 from eval.questions import from_sets, from_store, kind_of, to_provoke
 from eval.replies import Prompt, Reply, answer, read_replies, read_rows, spread, write_replies
 from eval.reward_accuracy import pair_texts, reward_accuracy
+from eval.stages import find_pairs, find_stages
 from model import load_model
+from objectives import beta_of
 from runtime.checkpoint import file_hash, find_checkpoint, git_commit, read_run, versions, without_local_paths
 from runtime.config import Config, digest, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
@@ -43,38 +45,6 @@ def system_table(config: Config) -> dict[str, tuple[str, str, float]]:
     systems = {"sft": ("SFT", "sft", t), "sft_greedy": ("SFT greedy", "sft", 0.0), "sft_cool": (f"SFT T={COOL}", "sft", COOL),
                "dpo": (policy, "dpo", t), "dpo_greedy": (f"{policy} greedy", "dpo", 0.0)}
     return {key: row for key, row in systems.items() if key in ("sft", "dpo") or row[2] != t}
-
-
-def find_stages(config: Config) -> dict[str, Path]:
-    """Checkpoint folders of "dpo", "sft" (its reference) and, where there is one, "base". UserError names what is missing."""
-    folders = {}
-    for stage in ("dpo", "sft", "base"):
-        named = {"dpo": config.eval.policy, "sft": config.dpo.init_from}.get(stage)
-        wanted = Path(named) if named else config.run_dir / stage / "best"
-        best = find_checkpoint(wanted)
-        if best is not None:
-            folders[stage] = best
-        elif stage != "base":
-            raise UserError(f"there is no {stage.upper()} checkpoint in {wanted}: run `python train_{stage}.py {config.name}` "
-                            "with the same settings first.")
-    # DPO notes which weights it started from: after a later SFT run the two no longer belong together
-    started_from = read_run(folders["dpo"])["fingerprint"].get("starting_weights")
-    if started_from and started_from != file_hash(folders["sft"] / "model.safetensors"):
-        raise UserError(f"{folders['dpo']} did not start from {folders['sft']}: run `python train_dpo.py {config.name} --fresh` "
-                        "with the same settings first.")
-    return folders
-
-
-def find_pairs(config: Config, folders: Mapping[str, Path]) -> Path:
-    """The prepared data that DPO was trained with; UserError when the settings mean other data."""
-    root, used = find_data(config), read_run(folders["dpo"])["data"]
-    if root is None:
-        raise UserError(f"there are no prepared pairs for these settings: run `python data/prepare_hh.py {config.name}` "
-                        "with the same settings first.")
-    if used != root.name:
-        raise UserError(f"{folders['dpo']} was trained on the prepared data {used}, these settings mean {root.name}: "
-                        "use the settings of that run.")
-    return root
 
 
 # ---- what needs a model ---------------------------------------------------------------------------------------------
@@ -226,7 +196,7 @@ def figures(config: Config, folders: Mapping[str, Path], work: Work, tok: Tokeni
         "toxicity_categories": tables.category_rows(m.scores, e.bootstrap, e.seed),
         "win_rates": judge.oracle_win_rates(work.prompts, replies, labels, pair_texts(train, np.arange(len(train)), tok), e.bootstrap, e.seed)
         if config.data.source == "toy" else [],
-        "reward_accuracy": reward_accuracy(work.test, work.pairs, train, by_stage, tok, trained["dpo"]["beta"], config.data.source == "toy",
+        "reward_accuracy": reward_accuracy(work.test, work.pairs, train, by_stage, tok, beta_of(trained["dpo"]["objective"], trained["dpo"]["beta"]), config.data.source == "toy",
                                            e.bootstrap, e.seed),
         "perplexity": perplexity_rows(config, work, logps, list(folders), tok),
         "kl": {name: stats.mean(logps[f"kl_{name}"], e.bootstrap, e.seed).to_dict() for name in ("stepwise", "sampled")},

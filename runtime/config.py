@@ -89,8 +89,8 @@ class SFTConfig(TrainConfig):
 class DPOConfig(TrainConfig):
     init_from: str = opt("", "policy and reference; empty = the experiment's own SFT checkpoint")
     objective: str = opt("dpo", "a name from objectives.py, or a sum such as 'dpo + 0.2 nll'")
-    beta: float = opt(0.1, "strength of the tie to the reference; its scale differs between objectives, see each one's docstring")
-    label_smoothing: float = opt(-1.0, "cdpo, robust, exo, aot: assumed share of flipped labels; here and below -1 = the objective's own default")
+    beta: float = opt(0.1, "strength of the tie to the reference; its scale differs between objectives, see each one's docstring; here and below -1 = the objective's own default")
+    label_smoothing: float = opt(-1.0, "cdpo, robust, exo, aot: assumed share of flipped labels")
     penalty: float = opt(-1.0, "dpop, dpop_additive: lambda, weight on the fall of the chosen log-prob")
     alpha: float = opt(-1.0, "rpo, cpo, orpo, rdpo, odpo, lddpo, beta_dpo, fdpo_alpha: the weight of what each adds")
     gamma: float = opt(-1.0, "simpo: target margin")
