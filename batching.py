@@ -102,14 +102,18 @@ def micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_tokens: int) -
 
 # ---- batches --------------------------------------------------------------------------------------------------------
 
-def make_batch(store: PairStore, rows: Rows, branches: int = 2, loss_on: str = "response") -> Batch:
+def make_batch(store: PairStore, rows: Rows, branches: int = 2, loss_on: str = "response", separate: bool = False) -> Batch:
     """Lay documents out in rows and list the scored tokens.
+
+    separate: every reply in a row of its own behind its own copy of the prompt, for models that take no mask of ours; one document per row.
 
     branches: 2 = chosen and rejected, 1 = chosen alone. loss_on: "response" scores the reply; "assistant" also earlier assistant
     turns (role 1); "all" every token but the start token. Masks go by position and role, never by token id: end-of-text
     is padding nowhere and a target exactly once per reply.
     """
     documents = [[store.row(i) for i in row] for row in rows]
+    if separate:
+        return _separate(documents, [i for row in rows for i in row])
     T = max(sum(len(p) + len(c) + (len(r) if branches == 2 else 0) for p, _, c, r in row) for row in documents)
     ids = np.zeros((len(rows), T), dtype=np.int64)
     positions = np.zeros_like(ids)
@@ -147,6 +151,22 @@ def make_batch(store: PairStore, rows: Rows, branches: int = 2, loss_on: str = "
             start, document = at, document + 1
     flat = [torch.from_numpy(np.concatenate(parts).astype(np.int64)) for parts in (predict_at, targets, owner)]
     return Batch(*map(torch.from_numpy, (ids, positions, segments)), *flat, torch.tensor(last), pairs=[i for row in rows for i in row])
+
+
+def _separate(documents: list[list[tuple]], pairs: list[int]) -> Batch:
+    """make_batch with one sequence per row, padded on the right; rows 2d and 2d + 1 hold document d's chosen and rejected reply."""
+    sequences = [(prompt, reply) for (prompt, _, *replies), in documents for reply in replies]
+    T = max(len(prompt) + len(reply) for prompt, reply in sequences)
+    ids = np.zeros((len(sequences), T), dtype=np.int64)
+    segments = np.full_like(ids, -1)
+    for b, (prompt, reply) in enumerate(sequences):
+        ids[b, :len(prompt) + len(reply)] = np.concatenate([prompt, reply])
+        segments[b, :len(prompt) + len(reply)] = 0
+    ends = [b * T + len(prompt) + len(reply) - 1 for b, (prompt, reply) in enumerate(sequences)]
+    flat = [np.concatenate(parts) for parts in zip(*((end - len(reply) + np.arange(len(reply)), reply, np.full(len(reply), b))
+                                                     for b, (end, (_, reply)) in enumerate(zip(ends, sequences))))]
+    positions = np.broadcast_to(np.arange(T), ids.shape).copy()
+    return Batch(*map(torch.from_numpy, (ids, positions, segments)), *(torch.from_numpy(part.astype(np.int64)) for part in flat), torch.tensor(ends), pairs=pairs)
 
 
 def row_lengths(store: PairStore, branches: int) -> np.ndarray:

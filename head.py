@@ -30,7 +30,8 @@ class TokenLogps(torch.autograd.Function):
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         logps = torch.empty(len(targets), device=x.device, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
-        dx, dw = (torch.empty_like(x), torch.zeros_like(weight)) if same_gradient else (None, None)
+        trained = ctx.needs_input_grad[1]  # under adapters the head is frozen, and as large as everything else
+        dx, dw = (torch.empty_like(x), torch.zeros_like(weight) if trained else None) if same_gradient else (None, None)
         with torch.autocast(device, enabled=False):
             exact_x, exact_w, low_w = x.to(logps.dtype), weight.to(logps.dtype), weight.to(dtype)
             for part, logits in _chunks(len(targets), exact_w):
@@ -53,9 +54,9 @@ class TokenLogps(torch.autograd.Function):
             # checked on CPUs alone: looking at a number stops a GPU's queue
             if upstream.device.type == "cpu" and not torch.allclose(upstream, upstream[:1], equal_nan=True):
                 raise RuntimeError("same_gradient was promised, but the loss gives its log-probs different gradients")
-            return dx.mul_(upstream[0]), dw.mul_(upstream[0]), None, None
+            return dx.mul_(upstream[0]), None if dw is None else dw.mul_(upstream[0]), None, None
         x, weight, targets, logps = ctx.saved_tensors
-        dx, dw = torch.empty_like(x), torch.zeros_like(weight)
+        dx, dw = torch.empty_like(x), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(x.device.type, enabled=False):
             # softmax does not see a shift common to all logits, rounding does: bf16 keeps GPT-2's logits of about -100 in steps of a half
             low_w = torch.sub(weight, weight.mean(0), out=torch.empty_like(weight, dtype=ctx.dtype))
@@ -88,12 +89,13 @@ def _chunks(rows: int, weight: Tensor) -> Iterator[tuple[slice, Tensor]]:
         yield part, place[:part.stop - start]
 
 
-def _gradients(p: Tensor, logps: Tensor, targets: Tensor, upstream: Tensor, x: Tensor, weight: Tensor, dw: Tensor) -> Tensor:
-    """dx [n, C] of n rows with probabilities p [n, V], log-probs [n] and d loss / d logp = upstream [n]; adds to dw [V, C] what they contribute.
+def _gradients(p: Tensor, logps: Tensor, targets: Tensor, upstream: Tensor, x: Tensor, weight: Tensor, dw: Tensor | None) -> Tensor:
+    """dx [n, C] of n rows with probabilities p [n, V], log-probs [n] and d loss / d logp = upstream [n]; adds to dw [V, C], where it is wanted, what they contribute.
 
     A row of `slope` sums to 0, so weights less their mean give the same dx.
     """
     slope = p.scatter_(1, targets[:, None], logps.expm1()[:, None].to(p.dtype))  # p - 1 at the target, exact even where p is near 1
     slope = slope.to(x.dtype)
-    dw.add_(slope.T @ (x * -upstream[:, None]).to(x.dtype))
+    if dw is not None:
+        dw.add_(slope.T @ (x * -upstream[:, None]).to(x.dtype))
     return (slope @ weight) * -upstream[:, None]

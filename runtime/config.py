@@ -17,7 +17,7 @@ from typing import Any, get_type_hints
 from runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
-SECTIONS = ("model", "data", "base", "sft", "dpo", "reward", "eval")
+SECTIONS = ("model", "lora", "scale", "data", "base", "sft", "dpo", "reward", "eval")
 
 
 def opt(default: Any, meaning: str) -> Any:
@@ -29,7 +29,7 @@ def opt(default: Any, meaning: str) -> Any:
 
 @dataclass
 class ModelConfig:
-    init_from: str = opt("scratch", "scratch | a Hugging Face GPT-2 folder | a Hub name such as gpt2")
+    init_from: str = opt("scratch", "scratch | a Hugging Face folder | a Hub name such as gpt2; other causal LMs than GPT-2 need data.tokenizer chat")
     n_layer: int = opt(4, "transformer blocks")
     n_head: int = opt(4, "attention heads per block")
     n_embd: int = opt(128, "width of the residual stream")
@@ -38,11 +38,29 @@ class ModelConfig:
 
 
 @dataclass
+class LoraConfig:
+    rank: int = opt(0, "rank of the low-rank adapters; 0 = train all weights")
+    alpha: float = opt(32.0, "their scale: alpha / rank, or alpha / sqrt(rank) with rslora")
+    dropout: float = opt(0.0, "dropout on the adapters' input, in training passes only")
+    rslora: bool = opt(False, "rank-stabilised scale (Kalajdzievski 2023)")
+    targets: list[str] = opt(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "last parts of the names of the linear layers that get adapters")
+    base: str = opt("bfloat16", "how the frozen weights are kept: float32 | bfloat16 | nf4 (4 bit, needs bitsandbytes, no FSDP)")
+
+
+@dataclass
+class ScaleConfig:
+    parallel: str = opt("auto", "under torchrun: ddp (each rank holds the model) | fsdp (each rank holds a shard); auto = ddp")
+    checkpointing: bool = opt(False, "compute each block's activations twice instead of keeping them")
+    cpu_offload: bool = opt(False, "fsdp: keep shards and optimizer in host memory")
+    optimizer: str = opt("adamw", "adamw | adamw8bit (needs bitsandbytes and a GPU)")
+
+
+@dataclass
 class DataConfig:
     source: str = opt("toy", "toy | hub | a folder or comma-separated files with HH-style pairs")
     dataset: str = opt("Anthropic/hh-rlhf", "Hub data set used when source is hub")
     subsets: list[str] = opt([], "HH subsets to use, e.g. ['harmless-base','helpful-base']; empty = all")
-    tokenizer: str = opt("bpe", "gpt2 | bpe (trained here on the training split) | a folder with tokenizer.json")
+    tokenizer: str = opt("bpe", "gpt2 | bpe (trained here on the training split) | chat (the model's own, with its chat template) | a folder with tokenizer.json")
     vocab_size: int = opt(1024, "tokens of a bpe trained here, end-of-text included")
     val_fraction: float = opt(0.05, "share of conversations held out for validation when the source has no such split")
     test_fraction: float = opt(0.10, "share of conversations held out for testing when the source has no such split")
@@ -62,7 +80,8 @@ class TrainConfig:
     batch: int = opt(32, "rows (DPO: pairs) per optimizer step, however it is cut into micro-batches")
     micro_tokens: int = opt(8192, "tokens per forward pass, padding included; lower it when memory runs out")
     lr: float = opt(1e-3, "peak learning rate")
-    min_lr: float = opt(0.1, "final learning rate as a share of the peak (cosine)")
+    schedule: str = opt("cosine", "cosine | linear: how the learning rate falls after its warm-up")
+    min_lr: float = opt(0.1, "final learning rate as a share of the peak")
     warmup: float = opt(0.05, "share of the steps spent warming up")
     weight_decay: float = opt(0.1, "AdamW decay, on matrices only")
     beta1: float = opt(0.9, "AdamW first-moment decay")
@@ -150,6 +169,8 @@ class Config:
     dry_run: bool = opt(False, "train_dpo.py: print which pairs come when, and stop")
     fresh: bool = opt(False, "delete this stage's earlier run and start over")
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
     data: DataConfig = field(default_factory=DataConfig)
     base: BaseConfig = field(default_factory=BaseConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)

@@ -19,12 +19,13 @@ def make_optimizer(model: nn.Module, c: TrainConfig) -> torch.optim.AdamW:
 
 
 def lr_at(step: int, total: int, c: TrainConfig) -> float:
-    """Learning rate of step `step` (from 0) of `total`: linear warm-up, then a cosine down to c.min_lr of the peak."""
+    """Learning rate of step `step` (from 0) of `total`: linear warm-up, then a cosine or a line down to c.min_lr of the peak."""
     warm = max(1, round(c.warmup * total))
     if step < warm:
         return c.lr * (step + 1) / warm
     done = (step - warm) / max(1, total - warm)
-    return c.lr * (c.min_lr + (1 - c.min_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+    left = 1 - done if c.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return c.lr * (c.min_lr + (1 - c.min_lr) * left)
 
 
 def total_steps(c: TrainConfig, rows: int) -> int:

@@ -102,3 +102,16 @@ def test_sums_of_squares(inputs, monkeypatch):
     monkeypatch.setattr(head, "LOGITS_AT_ONCE", V * 4)
     assert torch.allclose(log_square_sums(x, w), (x @ w.T).softmax(1).square().sum(1).log(), atol=1e-5)
     assert torch.allclose(log_square_sums(torch.zeros(1, C), w), -torch.tensor(float(V)).log())
+
+
+@pytest.mark.parametrize("same_gradient", [False, True])
+def test_a_frozen_head_gets_no_gradient_and_changes_nothing_else(same_gradient):
+    torch.manual_seed(0)
+    weight, targets = torch.randn(50, 8), torch.randint(0, 50, (7,))
+    found = []
+    for trained in (True, False):
+        x, w = torch.linspace(-1, 1, 56).view(7, 8).requires_grad_(), weight.clone().requires_grad_(trained)
+        TokenLogps.apply(x, w, targets, same_gradient).sum().backward()
+        found.append(x.grad)
+        assert (w.grad is not None) == trained
+    assert torch.equal(*found)

@@ -1,0 +1,188 @@
+"""Any causal LM from Hugging Face behind the same door as model.GPT: `model(ids, positions, segments, predict_at, targets)`.
+
+The loop, the batching and the losses never ask which of the two they have. What a Hugging Face model cannot be trusted with is checked
+against its own logits before training (`check_rows`): some drop their sliding windows under a custom mask, some take none at all.
+"""
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from generate import pick, prompt_key, uniforms
+from head import LOGITS_AT_ONCE, TokenLogps, log_square_sums
+from model import tree_mask
+from runtime.errors import UserError
+
+
+@dataclass
+class Shape:
+    """What the rest of the code asks a model's config."""
+    vocab_size: int
+    block_size: int
+
+
+class CausalLM(nn.Module):
+    """A transformers causal LM that scores tokens. DDP and FSDP2 wrap *this* module, so its head is used inside the root's forward."""
+
+    def __init__(self, lm: nn.Module, block_size: int):
+        """lm: an AutoModelForCausalLM. block_size: the most positions a row may use; UserError when the model has fewer."""
+        super().__init__()
+        self.lm, c = lm, lm.config.get_text_config()
+        most = getattr(c, "max_position_embeddings", block_size)
+        if block_size > most:
+            raise UserError(f"model.block_size={block_size} is more than the {most} positions of this model.")
+        self.config = Shape(lm.get_input_embeddings().weight.shape[0], block_size)
+        self.prefix_shared = True  # rows hold `prompt | chosen | rejected`; False: one sequence per row (check_rows decides)
+        self.window = getattr(c, "sliding_window", None) if getattr(c, "use_sliding_window", True) else None
+        self.layer_types = set(getattr(c, "layer_types", None) or ())
+        self.eager = lm.config._attn_implementation == "eager"
+        # how this family makes logits from the head's products: Cohere multiplies them, Granite divides, Gemma 2 bends them
+        self.scale = getattr(c, "logit_scale", None) or 1 / (getattr(c, "logits_scaling", None) or 1)
+        self.cap = getattr(c, "final_logit_softcapping", None)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.get_input_embeddings().weight.device
+
+    def n_params(self, embeddings: bool = True) -> int:
+        """Parameters, with or without the embeddings (a tied head counts with them)."""
+        n = sum(p.numel() for p in self.parameters())
+        return n if embeddings else n - self.lm.get_input_embeddings().weight.numel()
+
+    def forward(self, ids: Tensor, positions: Tensor, segments: Tensor, predict_at: Tensor, targets: Tensor,
+                same_gradient: bool = False, squares: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """log p(target) of each scored token, nats, float32 [N]; arguments and `squares` as in model.GPT.forward.
+
+        Logits exist for scored tokens alone, a chunk at a time.
+        """
+        x = self.hidden(ids, positions, segments).flatten(0, 1)[predict_at] * self.scale  # [N, C]
+        head = self.lm.get_output_embeddings()
+        if type(head) is nn.Linear and head.bias is None and not self.cap:
+            logps = TokenLogps.apply(x, head.weight, targets, same_gradient)
+            return (logps, log_square_sums(x.detach(), head.weight)) if squares else logps
+        step = max(1, LOGITS_AT_ONCE // self.config.vocab_size)
+        pieces = [checkpoint(self._logps, part, wanted, use_reentrant=False) for part, wanted in zip(x.split(step), targets.split(step))]
+        logps, log_squares = (torch.cat(column) for column in zip(*pieces))
+        return (logps, log_squares) if squares else logps
+
+    def _logps(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """(log p(target), log sum p^2 without gradient), [n] each: the plain way, for heads that are more than one product."""
+        head = self.lm.get_output_embeddings()
+        with torch.autocast(x.device.type, enabled=False):
+            if type(head) is nn.Linear:
+                logits = F.linear(x.float(), head.weight.float(), None if head.bias is None else head.bias.float())
+            else:
+                logits = head(x).float()
+            if self.cap:
+                logits = self.cap * torch.tanh(logits / self.cap)
+            logps = logits.log_softmax(1)
+            return logps.gather(1, targets[:, None]).squeeze(1), (2 * logps.detach()).logsumexp(1)
+
+    def hidden(self, ids: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+        """Final hidden states [B, T, C] of rows laid out by batching.make_batch."""
+        mask = self.mask(positions, segments) if self.prefix_shared else (segments >= 0).long()
+        return self.lm.base_model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+
+    def mask(self, positions: Tensor, segments: Tensor) -> Tensor | dict[str, Tensor]:
+        """Who sees whom [B, 1, T, T], with the sliding window where this model has one; one mask per kind of layer where it has two kinds.
+
+        Boolean for SDPA. Eager attention *adds* its mask to the scores, where True would count as 1: there it is 0 and the lowest number.
+        """
+        whole = tree_mask(segments)
+        near = whole & (positions[:, None, :, None] - positions[:, None, None, :] < self.window) if self.window else whole
+        near, whole = ((self._additive(m) if self.eager else m) for m in (near, whole))
+        if self.layer_types > {"sliding_attention"}:  # both kinds
+            return {"full_attention": whole, "sliding_attention": near}
+        return near
+
+    def _additive(self, mask: Tensor) -> Tensor:
+        dtype = self.lm.get_input_embeddings().weight.dtype
+        if torch.is_autocast_enabled(mask.device.type):
+            dtype = torch.get_autocast_dtype(mask.device.type)
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+    @torch.no_grad()
+    def own_logps(self, prompt: Sequence[int], reply: Sequence[int]) -> Tensor:
+        """log p of each reply token [R] float32 by the model's own forward pass and logits: one sequence, no mask of ours."""
+        ids = torch.tensor([[*prompt, *reply]], device=self.device)
+        logits = self.lm(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1:-1].float()
+        return logits.log_softmax(1).gather(1, ids[0, len(prompt):, None]).squeeze(1)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Sequence[int]], *, max_new_tokens: int | Sequence[int], eot_id: int, temperature: float, top_k: int, top_p: float,
+                 seed: int, sample_index: int | Sequence[int], stop: bytes, token_bytes: Sequence[bytes] | None, batch_size: int, show: str) -> list[list[int]]:
+        """As generate.generate (whose draws it uses), by the model's own key-value cache; prompts are padded on the left."""
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        indices = [sample_index] * len(prompts) if isinstance(sample_index, int) else list(sample_index)
+        replies: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+        was_training = self.training
+        self.eval()
+        for start in tqdm(range(0, len(order), batch_size), desc=show, leave=False, disable=not show):
+            rows = order[start:start + batch_size]
+            longest = len(prompts[rows[0]])
+            ids = torch.tensor([[0] * (longest - len(prompts[i])) + list(prompts[i]) for i in rows], device=self.device)
+            seen = torch.tensor([[0] * (longest - len(prompts[i])) + [1] * len(prompts[i]) for i in rows], device=self.device)
+            keys = np.array([prompt_key(prompts[i], indices[i]) for i in rows], dtype=np.uint64)
+            open_rows, tails, cache, positions = set(range(len(rows))), [b""] * len(rows), None, (seen.cumsum(1) - 1).clamp(min=0)
+            while open_rows:
+                out = self.lm(input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
+                cache = out.past_key_values
+                u = torch.from_numpy(uniforms(seed, keys, np.array([len(replies[i]) for i in rows])))
+                tokens = pick(out.logits[:, -1].float(), temperature, top_k, top_p, u)
+                for row in list(open_rows):
+                    i, token = rows[row], int(tokens[row])
+                    if token != eot_id:
+                        replies[i].append(token)
+                    if stop:
+                        tails[row] = (tails[row] + token_bytes[token])[-4 * len(stop):]
+                    full = len(replies[i]) == limits[i] or len(prompts[i]) + len(replies[i]) >= self.config.block_size
+                    if token == eot_id or full or (stop and stop in tails[row]):
+                        open_rows.discard(row)
+                ids, positions = tokens[:, None], positions[:, -1:] + 1
+                seen = torch.cat([seen, torch.ones_like(ids)], dim=1)
+        self.train(was_training)
+        return replies
+
+
+def load_causal_lm(folder: Path | str, block_size: int, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> CausalLM:
+    """The model in a Hugging Face folder, weights kept as `dtype`; SDPA attention where the model has it. UserError when it cannot be read."""
+    from transformers import AutoModelForCausalLM
+    problem: Exception | None = None
+    for attention in ("sdpa", "eager"):
+        try:
+            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+            break
+        except ValueError as e:  # this family has no SDPA
+            problem = e
+        except OSError as e:
+            raise UserError(f"the model in {folder} cannot be read: {str(e).splitlines()[0]}") from None
+    else:
+        raise UserError(f"the model in {folder} cannot be loaded: {problem}") from None
+    if checkpointing:
+        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return CausalLM(lm, block_size)
+
+
+@torch.no_grad()
+def check_rows(model: CausalLM, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], logps: tuple[Tensor, Tensor]) -> str:
+    """"" when a shared row's log-probs ([R] of chosen, of rejected) are the model's own, else what differs.
+
+    To be asked about the longest row of a run, where windows and position limits show. Allowed per token: 1e-3 nats in float32, .5 in
+    bf16 (and .05 on average), whose rounding differs with the shape of a batch.
+    """
+    exact = next(model.lm.parameters()).dtype == torch.float32 and not torch.is_autocast_enabled(model.device.type)
+    worst, mean = 0.0, 0.0
+    for reply, found in zip((chosen, rejected), logps):
+        gap = (model.own_logps(prompt, reply) - found).abs()
+        worst, mean = max(worst, gap.max().item()), max(mean, gap.mean().item())
+    allowed = (1e-3, 1e-3) if exact else (0.5, 0.05)
+    if worst <= allowed[0] and mean <= allowed[1]:
+        return ""
+    return f"log-probs in a shared row differ from the model's own by up to {worst:.3g} nats per token ({mean:.3g} on average)"
