@@ -6,7 +6,7 @@ The prompt stands there once, both replies look back at it, and neither sees the
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import count
 
 import numpy as np
@@ -16,8 +16,10 @@ from tqdm import tqdm
 
 from data.store import PairStore
 from model import GPT
+from runtime.distributed import World
 from tokenizer import Tokenizer
 
+SCORED_AT_ONCE = 256  # pairs that score_pairs sorts by length together
 Rows = list[list[int]]  # a micro-batch: for each row, the indices of the documents in it
 
 
@@ -32,6 +34,7 @@ class Batch:
     owner: Tensor       # [N] the sequence each belongs to: 2 * document + (0 chosen, 1 rejected), documents in `pairs` order
     last: Tensor        # [P * branches] flat index of each sequence's last token, in the order of `owner` (a reward model reads it there)
     pairs: list[int]    # store index of each document
+    real: bool = True   # False: a stand-in on a rank that has no micro-batch left, to be scored and counted as nothing
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; from pinned memory it is copied while the device works."""
@@ -66,10 +69,10 @@ def shuffled_steps(pool: int | np.ndarray, batch: int, seed: Sequence[int], tota
             return steps[:total]
 
 
-def micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_tokens: int) -> list[Rows]:
+def micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_tokens: int, pack: bool = True) -> list[Rows]:
     """Cut one step into micro-batches of at most `micro_tokens` tokens, padding included (a single longer row stands alone).
 
-    lengths [n] tokens per document of the store. Only here, inside a step, do lengths matter: the longest documents open the rows
+    lengths [n] tokens per document of the store; pack=False: one document per row. Only here, inside a step, do lengths matter: the longest documents open the rows
     of a micro-batch, which so have like lengths, and shorter ones go into their free ends, where padding would be.
     """
     result: list[Rows] = []
@@ -83,10 +86,10 @@ def micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_tokens: int) -
         later: list[int] = []
         for n, i in enumerate(waiting):
             need = sizes[i]
-            if len(rows) == most and max(free) < sizes[waiting[-1]]:  # not even the shortest fits any more
+            if len(rows) == most and (not pack or max(free) < sizes[waiting[-1]]):  # not even the shortest fits any more
                 later += waiting[n:]
                 break
-            place = next((r for r, room in enumerate(free) if room >= need), len(rows))
+            place = next((r for r, room in enumerate(free) if room >= need and pack), len(rows))
             if place == most:
                 later.append(i)
                 continue
@@ -98,6 +101,35 @@ def micro_batches(indices: np.ndarray, lengths: np.ndarray, micro_tokens: int) -
         result.append(rows)
         waiting = later
     return result
+
+
+def deal(indices: np.ndarray, lengths: np.ndarray, size: int) -> list[np.ndarray]:
+    """One step's documents dealt to `size` ranks so that each has about as many tokens: the longest first, always to the one with least."""
+    shares: list[list[int]] = [[] for _ in range(size)]
+    loads = [0] * size
+    for i in sorted((int(i) for i in indices), key=lambda i: (-lengths[i], i)):
+        rank = min(range(size), key=loads.__getitem__)
+        shares[rank].append(i)
+        loads[rank] += int(lengths[i])
+    return [np.array(share, dtype=np.int64) for share in shares]
+
+
+def rank_batches(store: PairStore, indices: np.ndarray, micro_tokens: int, world: World, branches: int = 2, loss_on: str = "response",
+                 separate: bool = False) -> Iterator[Batch]:
+    """This rank's micro-batches of one step. Every rank gets as many, the missing ones as stand-ins that count as nothing: FSDP gathers
+    weights and DDP sums gradients in every pass, and a rank that makes fewer passes would leave the others waiting for ever."""
+    if not len(indices):
+        return
+    lengths = row_lengths(store, branches)
+    if separate:  # two rows, each as long as the prompt and the longer reply
+        lengths = 2 * (store.index["prompt"].astype(np.int64) + np.maximum(store.index["chosen"], store.index["rejected"]))
+    shares = [micro_batches(share, lengths, micro_tokens, pack=not separate) for share in deal(indices, lengths, world.size)]
+    mine, most = shares[world.rank], max(map(len, shares))
+    stand_in = [[int(min(indices, key=lambda i: lengths[i]))]]
+    for rows in mine:
+        yield make_batch(store, rows, branches, loss_on, separate)
+    for _ in range(most - len(mine)):
+        yield replace(make_batch(store, stand_in, branches, loss_on, separate), real=False)
 
 
 # ---- batches --------------------------------------------------------------------------------------------------------
@@ -176,12 +208,10 @@ def row_lengths(store: PairStore, branches: int) -> np.ndarray:
 
 
 def steps_ahead(store: PairStore, steps: Sequence[np.ndarray], micro_tokens: int, device: torch.device, branches: int = 2,
-                loss_on: str = "response") -> Iterator[list[Batch]]:
-    """The micro-batches of each optimizer step, given its documents. While the caller trains on one step, a thread lays out the next."""
-    lengths = row_lengths(store, branches)
-
+                loss_on: str = "response", world: World = World(), separate: bool = False) -> Iterator[list[Batch]]:
+    """This rank's micro-batches of each optimizer step, given its documents. While the caller trains on one step, a thread lays out the next."""
     def lay_out(indices: np.ndarray) -> list[Batch]:
-        batches = [make_batch(store, rows, branches, loss_on) for rows in micro_batches(indices, lengths, micro_tokens)]
+        batches = list(rank_batches(store, indices, micro_tokens, world, branches, loss_on, separate))
         return [b.pin_memory() for b in batches] if device.type == "cuda" else batches
 
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -219,24 +249,29 @@ def sequence_logps(logps: Tensor, batch: Batch, tail_weight: float = 1.0) -> tup
 
 
 @torch.no_grad()
-def score_pairs(model: GPT, store: PairStore, indices: np.ndarray, micro_tokens: int, autocast, show: str = "", tail_weight: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def score_pairs(model: GPT, store: PairStore, indices: np.ndarray, micro_tokens: int, autocast, show: str = "", tail_weight: float = 1.0,
+                world: World = World()) -> tuple[np.ndarray, np.ndarray]:
     """log p(chosen | prompt), log p(rejected | prompt) of the pairs `indices` [P], in nats, float32 [P] each, dropout off.
 
-    The same rows, dtype and code path as training uses. `autocast` makes the context; `show` names a progress bar.
+    The same rows, dtype and code path as training uses; ranks share the work and all get all of it. `autocast` makes the context;
+    `show` names a progress bar.
     """
     was_training = model.training
     model.eval()
-    lengths = row_lengths(store, 2)
     where = {int(i): k for k, i in enumerate(indices)}
-    out = np.full((2, len(indices)), np.nan, dtype=np.float32)
-    for rows in tqdm(micro_batches(np.asarray(indices), lengths, micro_tokens), desc=show, disable=not show, leave=False):
-        batch = make_batch(store, rows).to(model.device)
-        with autocast():
-            logps = model(*batch.inputs())
-        k = [where[i] for i in batch.pairs]
-        for side, values in enumerate(sequence_logps(logps, batch, tail_weight)):
-            out[side, k] = values.cpu().numpy()
+    out = np.zeros((2, len(indices)), dtype=np.float32)
+    # a piece at a time, so that memory holds the batches of a piece
+    for piece in tqdm(np.array_split(np.asarray(indices), max(1, -(-len(indices) // SCORED_AT_ONCE))), desc=show, disable=not show or not world.main, leave=False):
+        for batch in rank_batches(store, piece, micro_tokens, world, separate=not model.prefix_shared):
+            batch = batch.to(model.device)
+            with autocast():
+                logps = model(*batch.inputs())
+            if batch.real:
+                k = [where[i] for i in batch.pairs]
+                for side, values in enumerate(sequence_logps(logps, batch, tail_weight)):
+                    out[side, k] = values.cpu().numpy()
     model.train(was_training)
+    out = world.sum(out)
     return out[0], out[1]
 
 

@@ -104,6 +104,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """GPT-2 (Radford et al. 2019): learned positions, pre-norm blocks, output head tied to the token embedding."""
 
+    prefix_shared = True  # takes rows of `prompt | chosen | rejected`; some Hugging Face models do not
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         if config.n_embd % config.n_head:
@@ -169,11 +171,11 @@ class GPT(nn.Module):
 TRANSPOSED = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
 
 
-def save_model(model: GPT, folder: Path, eot_id: int) -> None:
-    """Write config.json, generation_config.json and model.safetensors (float32) as AutoModelForCausalLM reads them."""
+def save_model(model: GPT, folder: Path, eot_id: int, state: dict[str, Tensor] | None = None) -> None:
+    """Write config.json, generation_config.json and model.safetensors (float32) as AutoModelForCausalLM reads them. state: instead of the model's own."""
     c = model.config
     weights = {}
-    for name, p in model.state_dict().items():
+    for name, p in (state or model.state_dict()).items():
         p = p.detach().float().cpu()
         weights[f"transformer.{name}"] = (p.T if name.endswith(TRANSPOSED) else p).contiguous()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -124,6 +124,11 @@ def join(pieces: Sequence[Pairs]) -> Pairs:
     return Pairs(*(None if column[0] is None else torch.cat(column).detach() for column in columns))
 
 
+def first(p: Pairs, n: int) -> Pairs:
+    """The first n pairs."""
+    return Pairs(*(None if column is None else column[:n] for column in (getattr(p, field.name) for field in fields(Pairs))))
+
+
 def step_gradients(p: Pairs, objective: str, given: dict[str, float]) -> tuple[Tensor, Tensor, Tensor]:
     """(losses [P], d mean loss / d log pi(y_w) [P], d mean loss / d log pi(y_l) [P]) of a whole step's pairs.
 

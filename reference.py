@@ -18,25 +18,31 @@ from objectives import reference_free
 from runtime.checkpoint import file_hash
 from runtime.config import Config, digest
 from runtime.device import Device
+from runtime.distributed import World
 
 SAVE_EVERY = 20_000  # pairs: what a kill during the reference pass can lose
 
 
 def reference_logps(cache: Path, load: Callable[[], GPT], store: PairStore, needed: np.ndarray, device: Device, micro_tokens: int,
-                    tail_weight: float = 1.0) -> np.ndarray:
+                    tail_weight: float = 1.0, world: World = World()) -> np.ndarray:
     """Log-probs of the frozen reference, float32 [n, 2] (chosen, rejected), NaN where no pair was needed.
 
     Computed once, kept in the file `cache`; a later call computes only what is missing. The reference model lives inside this
     function and is freed on return, so memory holds one model during training.
     """
-    logps = np.load(cache) if cache.exists() else np.full((len(store), 2), np.nan, dtype=np.float32)
+    logps = world.from_main(np.load(cache) if world.main and cache.exists() else None)  # one rank looks: another might see the file half a second later
+    if logps is None:
+        logps = np.full((len(store), 2), np.nan, dtype=np.float32)
     missing = np.unique(needed[np.isnan(logps[needed, 0])])
     if len(missing):
         model = load()
-        cache.parent.mkdir(parents=True, exist_ok=True)
+        if world.main:
+            cache.parent.mkdir(parents=True, exist_ok=True)
         for part in np.array_split(missing, -(-len(missing) // SAVE_EVERY)):
             logps[part, 0], logps[part, 1] = score_pairs(model, store, part, micro_tokens, device.autocast, show=f"reference: {cache.stem} pairs",
-                                                         tail_weight=tail_weight)
+                                                         tail_weight=tail_weight, world=world)
+            if not world.main:
+                continue
             tmp = cache.with_suffix(f".{os.getpid()}.npy")  # two runs of a sweep may fill one cache at the same time
             np.save(tmp, logps)
             tmp.rename(cache)
@@ -49,9 +55,10 @@ class Reference:
     Scored through the same code path, in the same dtype and with the same token weights as the policy. Zeros for objectives without one.
     """
 
-    def __init__(self, config: Config, start: Path, load: Callable[[Path], GPT], data: Path, device: Device, tail_weight: float = 1.0):
+    def __init__(self, config: Config, start: Path, load: Callable[[Path], GPT], data: Path, device: Device, tail_weight: float = 1.0,
+                 world: World = World()):
         """start: the checkpoint it begins as. load: makes a model of a checkpoint folder. data: the prepared pairs."""
-        self.config, self.folder, self._load, self.data, self.device, self.tail_weight = config, start, load, data, device, tail_weight
+        self.config, self.folder, self._load, self.data, self.device, self.tail_weight, self.world = config, start, load, data, device, tail_weight, world
         self.free = reference_free(config.dpo.objective)
         self.train = self.val = np.zeros((0, 2), dtype=np.float32)
 
@@ -65,7 +72,7 @@ class Reference:
         key = digest([file_hash(self.folder / "model.safetensors"), self.data.name, str(self.device.dtype), self.device.device.type, c.compile,
                       *([self.tail_weight] if self.tail_weight != 1 else [])])
         cache = Path(c.out) / "data" / "reference" / key / f"{split}.npy"
-        return reference_logps(cache, self.load, store, needed, self.device, c.dpo.micro_tokens, self.tail_weight)
+        return reference_logps(cache, self.load, store, needed, self.device, c.dpo.micro_tokens, self.tail_weight, self.world)
 
     def score(self, train: PairStore, needed: np.ndarray, val: PairStore, val_needed: np.ndarray) -> None:
         """Fill `train` and `val` for the pairs that will be needed."""

@@ -19,11 +19,13 @@ from data.store import PairStore
 from eval.watch import watched_prompts, what_it_writes
 from losses import Pairs
 from model import GPT
-from objectives import PENALISED, WHOLE_STEP, beta_of, check, join, make_pairs, next_state, pair_losses, parse, reference_free, rewards, settings_of, step_gradients, takes
+from objectives import PENALISED, WHOLE_STEP, beta_of, check, first, join, make_pairs, next_state, pair_losses, parse, reference_free, rewards, settings_of, step_gradients, takes
 from reference import Reference, folder_of, forget_before, mix
-from runtime.checkpoint import file_hash
+from runtime import distributed
+from runtime.checkpoint import file_hash, has_shards
 from runtime.config import Config, DPOConfig, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
+from runtime.distributed import World
 from runtime.errors import UserError, run_main
 from runtime.optim import lr_at, make_optimizer, update
 from runtime.run import Run, fingerprint, preference_start, prepared_pairs, starting_model
@@ -86,32 +88,40 @@ def score(model: GPT, batch: Batch, store: PairStore, reference: np.ndarray, c: 
     return make_pairs(*sequence_logps(logps, batch, tail_weight(c, settings)), *ref.T, *tokens.T, margin, on_policy)
 
 
-def step_gradients_of(model: GPT, batches: list[Batch], scored: Callable[[Batch], Pairs], objective: str, settings: dict[str, float],
-                      scaler: torch.amp.GradScaler) -> tuple[Pairs, Tensor]:
-    """Add one optimizer step's gradients to the model's; returns its pairs and their losses [P], without gradient.
+def step_gradients_of(net: GPT, batches: list[Batch], scored: Callable[[Batch], Pairs], objective: str, settings: dict[str, float],
+                      scaler: torch.amp.GradScaler, count: int, world: World = World()) -> tuple[Pairs, Tensor]:
+    """Add one optimizer step's gradients to the model's; returns the pairs of all ranks and their losses [P], without gradient.
 
-    Pairs are the unit: the loss is divided by the pairs of the whole step, not of a micro-batch. Where a pair's loss depends on the others
-    of its step, all are scored first and then each micro-batch again, with the gradient of its log-probs known (objectives.step_gradients).
+    Pairs are the unit: the loss is divided by the `count` pairs of the whole step, on all ranks, not of a micro-batch; and since DDP and
+    FSDP2 *average* gradients over ranks, each rank's part is multiplied by their number.
     """
-    count = sum(len(batch.pairs) for batch in batches)
-    if WHOLE_STEP & set(parse(objective)) and len(batches) > 1:
-        with torch.no_grad():
-            whole = join([scored(batch) for batch in batches])
-        losses, to_chosen, to_rejected = step_gradients(whole, objective, settings)
-        start = 0
-        for batch in batches:
-            p, part = scored(batch), slice(start, start + len(batch.pairs))
-            scaler.scale((p.chosen * to_chosen[part] + p.rejected * to_rejected[part]).sum()).backward()
-            start = part.stop
-        return whole, losses
-    pieces, found = [], []
-    for batch in batches:
-        p = scored(batch)
-        losses = pair_losses(p, objective, settings)
-        scaler.scale(losses.sum() / count).backward()
-        pieces.append(join([p]))
-        found.append(losses.detach())
-    return join(pieces), torch.cat(found)
+    if WHOLE_STEP & set(parse(objective)) and len(batches) * world.size > 1:
+        return whole_step_gradients_of(net, batches, scored, objective, settings, scaler, world)
+    pieces = []
+    for k, batch in enumerate(batches):
+        with distributed.reduced(net, last=k + 1 == len(batches)):
+            p = scored(batch)
+            loss = pair_losses(p, objective, settings).sum() * (world.size / count)
+            scaler.scale(loss * batch.real).backward()
+        pieces.append(first(p, len(batch.pairs) * batch.real))
+    p, _ = world.gather(join(pieces))
+    return p, pair_losses(p, objective, settings)
+
+
+def whole_step_gradients_of(net: GPT, batches: list[Batch], scored: Callable[[Batch], Pairs], objective: str, settings: dict[str, float],
+                            scaler: torch.amp.GradScaler, world: World) -> tuple[Pairs, Tensor]:
+    """The same where a pair's loss depends on the others of its step: all are scored first, and then each micro-batch again, with the
+    gradient of its log-probs known (objectives.step_gradients)."""
+    real = [len(batch.pairs) * batch.real for batch in batches]
+    with torch.no_grad():
+        whole, mine = world.gather(join([first(scored(batch), n) for batch, n in zip(batches, real)]))
+    losses, *slopes = step_gradients(whole, objective, settings)
+    to_chosen, to_rejected = (slope[mine] * world.size for slope in slopes)
+    for k, (batch, chosen, rejected) in enumerate(zip(batches, to_chosen.split(real), to_rejected.split(real))):
+        with distributed.reduced(net, last=k + 1 == len(batches)):
+            p = first(scored(batch), len(chosen))
+            scaler.scale((p.chosen * chosen + p.rejected * rejected).sum()).backward()
+    return whole, losses
 
 
 def check_first_step(p: Pairs, losses: Tensor, objective: str, settings: dict[str, float], dtype: torch.dtype, step: int = 0) -> None:
@@ -137,9 +147,10 @@ def check_first_step(p: Pairs, losses: Tensor, objective: str, settings: dict[st
 
 
 @torch.no_grad()
-def validate(model: GPT, store: PairStore, reference: np.ndarray, indices: np.ndarray, config: Config, settings: dict[str, float], device: Device) -> dict[str, float]:
+def validate(model: GPT, store: PairStore, reference: np.ndarray, indices: np.ndarray, config: Config, settings: dict[str, float], device: Device,
+             world: World = World()) -> dict[str, float]:
     """Loss, rewards and log-probs over the validation pairs `indices`, dropout off; all of them are one step, and weigh the same (WPO too)."""
-    logps = score_pairs(model, store, indices, config.dpo.micro_tokens, device.autocast, tail_weight=tail_weight(config.dpo, settings))
+    logps = score_pairs(model, store, indices, config.dpo.micro_tokens, device.autocast, tail_weight=tail_weight(config.dpo, settings), world=world)
     tokens = [store.index[side][indices].astype(np.float32) for side in ("chosen", "rejected")]
     columns = [*logps, *reference[indices].T, *tokens, store.index["margin"][indices], np.zeros(len(indices))]
     p = make_pairs(*(torch.from_numpy(np.ascontiguousarray(column)).float() for column in columns))
@@ -168,11 +179,12 @@ class Setup:
     load: Callable[[Path], GPT]
     reference: Reference
     plan: Plan
+    world: World
 
 
 def set_up(config: Config, argv: list[str], settings: dict[str, float]) -> Setup | None:
     """The data, where policy and reference start, and which pairs come when; None after a --dry-run, which prints the last."""
-    c = config.dpo
+    c, world = config.dpo, distributed.start()
     data = prepared_pairs(config, argv)
     tokenizer = load_tokenizer(str(data / "tokenizer"))
     train, val = PairStore(data / "train"), PairStore(data / "val")
@@ -188,14 +200,14 @@ def set_up(config: Config, argv: list[str], settings: dict[str, float]) -> Setup
         model = starting_model(config, folder, tokenizer.vocab_size).to(device.device)
         if config.compile:
             model.compile()
-        return model
+        return distributed.shard(model, config, world)
 
-    reference = Reference(config, start, load, data, device, tail_weight(c, settings))
+    reference = Reference(config, start, load, data, device, tail_weight(c, settings), world)
     plan = plan_of(c, train, config.seed, lambda: reference.logps("train", train, np.arange(len(train))))
     if config.dry_run or len(plan.stages) > 1:
         show_plan(plan, train, c.batch)
     val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split
-    return None if config.dry_run else Setup(data, tokenizer, train, val, val_pairs, start, device, load, reference, plan)
+    return None if config.dry_run else Setup(data, tokenizer, train, val, val_pairs, start, device, load, reference, plan, world)
 
 
 def score_reference(s: Setup, c: DPOConfig, stage: int) -> None:
@@ -219,7 +231,7 @@ def main(argv: list[str]) -> None:
     s = set_up(config, argv, settings)
     if s is None:
         return
-    run = Run(config, "dpo", fingerprint(config, "dpo", s.data) | {"starting_weights": file_hash(s.start / "model.safetensors")})
+    run = Run(config, "dpo", fingerprint(config, "dpo", s.data) | {"starting_weights": file_hash(s.start / "model.safetensors")}, s.world)
     if run.finished:
         return
     fresh, total, lengths = run.last is None, len(s.plan.steps), row_lengths(s.train, 2)
@@ -228,23 +240,24 @@ def main(argv: list[str]) -> None:
         s.reference.folder = folder_of(run.folder, stage, s.start)
     score_reference(s, c, stage)
 
-    model = s.load(run.last or s.start).train()
+    model = s.load(s.start if run.last is None or has_shards(run.last) else run.last).train()
     optimizer, scaler = make_optimizer(model, c), s.device.scaler()
-    run.restore(optimizer, scaler)
+    run.restore(optimizer, scaler, model)
+    net = distributed.averaged(model, config, s.world)  # the same weights
     print(f"dpo ({c.objective}, beta {beta_of(c.objective, c.beta):g}): {model.n_params() / 1e6:.2f}M parameters, {len(s.train):,} pairs, {total} steps of {c.batch}; "
           f"{s.device.device.type} {str(s.device.dtype)[6:]} ({s.device.reason})")
 
-    watched = watched_prompts(s.val, s.tokenizer, config)
+    watched = [] if distributed.is_sharded(model) else watched_prompts(s.val, s.tokenizer, config)  # our generation reads weights outside the root's forward
 
     def validation() -> dict[str, float]:
         """The validation pairs, and what the policy itself writes; the model it started from is in memory for that moment only."""
-        row = {"stage": stage + 1} | validate(model, s.val, s.reference.val, s.val_pairs, config, settings | run.means, s.device)
+        row = {"stage": stage + 1} | validate(model, s.val, s.reference.val, s.val_pairs, config, settings | run.means, s.device, s.world)
         return row | what_it_writes(model, s.load(s.start), s.tokenizer, watched, config, s.device) if watched else row
 
     if run.step == 0:  # where the curves begin
         run.log("val", **validation())
-    bar = tqdm(total=total, initial=run.step, desc="dpo", mininterval=0.5)
-    for batches in steps_ahead(s.train, s.plan.steps[run.step:], c.micro_tokens, s.device.device):
+    bar = tqdm(total=total, initial=run.step, desc="dpo", mininterval=0.5, disable=not s.world.main)
+    for batches in steps_ahead(s.train, s.plan.steps[run.step:], c.micro_tokens, s.device.device, world=s.world, separate=not model.prefix_shared):
         is_reference = fresh and run.step == 0  # the policy, still
         if s.plan.stage_at(run.step) > stage:
             stage += 1
@@ -261,7 +274,8 @@ def main(argv: list[str]) -> None:
         if run.step == 0:
             show_mask(batches[0], s.tokenizer)
         now = settings | run.means
-        p, losses = step_gradients_of(model, batches, lambda batch: score(model, batch, s.train, s.reference.train, c, now, s.device), c.objective, now, scaler)
+        p, losses = step_gradients_of(net, batches, lambda batch: score(net, batch, s.train, s.reference.train, c, now, s.device), c.objective, now, scaler,
+                                      len(s.plan.steps[run.step]), s.world)
         if is_reference:
             check_first_step(p, losses, c.objective, now, s.device.dtype, run.step)
         run.means = next_state(p, c.objective, settings, run.means)

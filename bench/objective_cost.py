@@ -47,7 +47,7 @@ def main() -> None:
             c = DPOConfig(objective=objective)
             batches = [make_batch(store, part) for part in micro_batches(np.arange(PAIRS), lengths, 2 * int(lengths.sum()) // pieces)]
             settings = {"alpha": 0.5} if objective == "lddpo" else {}
-            step_gradients_of(model, batches, lambda batch: score(model, batch, store, reference, c, settings, device), objective, settings, device.scaler())
+            step_gradients_of(model, batches, lambda batch: score(model, batch, store, reference, c, settings, device), objective, settings, device.scaler(), PAIRS)
         systems = {name: step_of(model, lambda name=name, pieces=pieces: whole(name.split()[0], pieces)) for name, pieces in WHOLE.items()}
         taken = take_turns(systems, device, REPEATS)
     step = statistics.median(taken["dpo"])

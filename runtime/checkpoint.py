@@ -11,13 +11,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 
 from model import GPT, save_model
 from reward_model import RewardModel, save_reward_model
 from runtime.config import ROOT
+from runtime.distributed import World, is_sharded
 from runtime.errors import UserError, is_disk_full
 from tokenizer import Tokenizer
 
+SHARDS = "shards"  # the folder of a checkpoint that FSDP ranks write together (torch.distributed.checkpoint)
 CARD = """---
 library_name: transformers
 pipeline_tag: text-generation
@@ -46,25 +50,61 @@ def find_checkpoint(folder: Path) -> Path | None:
     return None
 
 
-def save_checkpoint(folder: Path, model: GPT | RewardModel, tokenizer: Tokenizer, run: dict[str, Any], state: dict[str, Any] | None = None) -> None:
-    """Write model, tokenizer, card, run.json and (with `state`) train_state.pt as one folder that is either whole or absent."""
+def save_checkpoint(folder: Path, model: GPT | RewardModel, tokenizer: Tokenizer, run: dict[str, Any], state: dict[str, Any] | None = None,
+                    world: World = World(), optimizer: torch.optim.Optimizer | None = None, whole: bool = True) -> None:
+    """Write model, tokenizer, card, run.json and (with `state`) train_state.pt as one folder that is either whole or absent.
+
+    Every rank calls it, rank 0 writes. Of a model in shards each rank writes its own, with the optimizer's, where `state` is given;
+    `whole` says whether rank 0 gathers the weights as well, one tensor after the other, into files that open everywhere.
+    """
     tmp = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
+    sharded = is_sharded(model)
+    if world.main:
+        shutil.rmtree(tmp, ignore_errors=True)
+        tmp.mkdir(parents=True)
+    world.wait()
     try:
-        (save_reward_model if isinstance(model, RewardModel) else save_model)(model, tmp, tokenizer.eot_id)
-        tokenizer.save(tmp, model.config.block_size)
-        (tmp / "README.md").write_text(CARD.format(params=model.n_params(), stage=run["stage"], step=run["step"]))
-        if state is not None:
-            torch.save(state, tmp / "train_state.pt")
-        (tmp / "run.json").write_text(json.dumps(run, indent=1))
+        if sharded and state is not None:
+            dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer))), checkpoint_id=tmp / SHARDS)
+        weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)) if sharded and whole else None
+        if world.main:
+            if whole or not sharded:
+                write_weights(model, tmp, tokenizer.eot_id, weights)
+            tokenizer.save(tmp, model.config.block_size)
+            (tmp / "README.md").write_text(CARD.format(params=model.n_params(), stage=run["stage"], step=run["step"]))
+            if state is not None:
+                torch.save(state, tmp / "train_state.pt")
+            (tmp / "run.json").write_text(json.dumps(run, indent=1))
     except Exception as e:
         shutil.rmtree(tmp, ignore_errors=True)
         if is_disk_full(e):
             raise UserError(f"the disk is full, {folder} could not be written; the last good checkpoint is intact: free space and run "
                             "the same command.") from e
         raise
-    replace_folder(tmp, folder)
+    if world.main:
+        replace_folder(tmp, folder)
+    world.wait()
+
+
+def write_weights(model: GPT | RewardModel, folder: Path, eot_id: int, weights: dict[str, torch.Tensor] | None = None) -> None:
+    """The model's own files; `weights`: the gathered ones of a model in shards."""
+    if isinstance(model, RewardModel):
+        save_reward_model(model, folder, eot_id)
+    else:
+        save_model(model, folder, eot_id, weights)
+
+
+def has_shards(folder: Path) -> bool:
+    """True for a checkpoint that FSDP ranks wrote together."""
+    return (folder / SHARDS).is_dir()
+
+
+def load_shards(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Read weights and optimizer of a checkpoint in shards into a model on any number of ranks, one process included."""
+    names = ("model", "optimizer")
+    found = dict(zip(names, get_state_dict(model, optimizer)))
+    dcp.load(found, checkpoint_id=folder / SHARDS)
+    set_state_dict(model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"])
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -92,7 +92,8 @@ def setup_device(config: Config, training: bool = True) -> Device:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    return Device(torch.device(kind), DTYPES[dtype], reason)
+    device = torch.device(kind, torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)  # under torchrun each rank has its own
+    return Device(device, DTYPES[dtype], reason)
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -1,5 +1,6 @@
 """Errors a user can mend are one clear sentence on stderr and exit code 2; everything else keeps its traceback."""
 import errno
+import os
 import sys
 from collections.abc import Callable
 
@@ -23,7 +24,8 @@ def run_main(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as e:
-        print(f"\nerror: {e}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # under torchrun all ranks find the same thing: said once
+            print(f"\nerror: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
         if is_disk_full(e):

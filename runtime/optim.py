@@ -11,8 +11,10 @@ from runtime.run import Run
 
 def make_optimizer(model: nn.Module, c: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019), fused. Only matrices decay: shrinking a bias or a norm's gain serves nobody."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    rest = [p for p in model.parameters() if p.dim() < 2]
+    if c.schedule not in ("cosine", "linear"):
+        raise UserError(f"schedule '{c.schedule}' is neither cosine nor linear.")
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
+    rest = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=fused)
@@ -40,7 +42,8 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp
     scaler then skips the step and lowers its scale, and run.skipped counts it.
     """
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf).item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip or math.inf)
+    norm = (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()  # of shards: of all of them
     for name, value in (("loss", loss), ("gradient", norm)):
         if not math.isfinite(value) and not (name == "gradient" and scaler.is_enabled()):
             raise UserError(f"the {name} became {value} at step {run.step}: lower --{run.stage}.lr; the last checkpoint in {run.folder} is intact.")

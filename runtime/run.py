@@ -2,6 +2,7 @@
 import dataclasses
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import torch
 from data.store import find_data
 from model import GPT, GPTConfig, load_model
 from reward_model import RewardModel
-from runtime.checkpoint import find_checkpoint, git_commit, load_state, read_run, rng_state, save_checkpoint, set_rng_state, versions
+from runtime.checkpoint import find_checkpoint, git_commit, has_shards, load_shards, load_state, read_run, rng_state, save_checkpoint, set_rng_state, versions
 from runtime.config import ROOT, Config
 from runtime.device import peak_memory_gb
+from runtime.distributed import World, is_sharded
 from runtime.errors import UserError
 from tokenizer import Tokenizer
 
@@ -33,6 +35,8 @@ def run_stage(script: str, argv: list[str], why: str) -> None:
     argv = [a for a in argv if a.split("=")[0] not in ("--fresh", "--resume", "--dry_run", "--dry-run", "--stage")]
     if script.endswith("--stage=base"):
         script, argv = script.split()[0], ["--stage=base", *argv]
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{why}: run `python {script} {' '.join(argv)}` in one process first.")
     print(f"\n=== {why}: running `python {script} {' '.join(argv)}`", flush=True)
     done = subprocess.run([sys.executable, str(ROOT / script), *argv])
     if done.returncode:
@@ -112,21 +116,24 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 class Run:
     """The state of a stage. `step` counts finished optimizer steps; `best` is the lowest validation loss so far."""
 
-    def __init__(self, config: Config, stage: str, fingerprint: dict[str, Any]):
-        """Open <out>/<name>/<stage>/: start fresh, or continue what an earlier call with the same settings left."""
-        self.config, self.stage, self.fingerprint = config, stage, fingerprint
+    def __init__(self, config: Config, stage: str, fingerprint: dict[str, Any], world: World = World()):
+        """Open <out>/<name>/<stage>/: start fresh, or continue what an earlier call with the same settings left. All ranks know the same; rank 0 writes."""
+        self.config, self.stage, self.fingerprint, self.world = config, stage, fingerprint, world
         self.folder = config.run_dir / stage
         self.step, self.tokens, self.seconds, self.skipped = 0, 0, 0.0, 0
         self.best, self.bad = float("inf"), 0
         self.means: dict[str, float] = {}  # running means that belong to an objective (objectives.next_state)
         self.finished, self.state = False, None
-        if config.fresh:
+        if config.fresh and world.main:
             shutil.rmtree(self.folder, ignore_errors=True)
+        world.wait()
         self.last = find_checkpoint(self.folder / "last")
+        world.wait()
         if self.last is None:
             if config.resume:
                 raise UserError(f"--resume: there is no checkpoint in {self.folder / 'last'}.")
-            shutil.rmtree(self.folder, ignore_errors=True)
+            if world.main:
+                shutil.rmtree(self.folder, ignore_errors=True)
         else:
             run = read_run(self.last)
             changed = _differences(run["fingerprint"], fingerprint)
@@ -138,10 +145,13 @@ class Run:
             for name in ("step", "tokens", "seconds", "skipped", "best", "bad"):
                 setattr(self, name, self.state[name])
             self.means = self.state.get("means", {})
-            print(f"{self.folder} {'is finished' if self.finished else f'continues from step {self.step}'}.")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._truncate_metrics()
-        self.metrics = open(self.folder / "metrics.jsonl", "a")
+            if world.main:
+                print(f"{self.folder} {'is finished' if self.finished else f'continues from step {self.step}'}.")
+        self.metrics = None
+        if world.main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._truncate_metrics()
+            self.metrics = open(self.folder / "metrics.jsonl", "a")
         self.started = time.perf_counter() - self.seconds
 
     def _truncate_metrics(self) -> None:
@@ -150,10 +160,16 @@ class Run:
         if path.exists():
             path.write_text("".join(json.dumps(row) + "\n" for row in read_metrics(path) if row["step"] <= self.step))
 
-    def restore(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
-        """Give optimizer, scaler and every random generator the state they had; nothing to do in a fresh run."""
+    def restore(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, model: torch.nn.Module | None = None) -> None:
+        """Give optimizer, scaler and every random generator the state they had, and the model where it was saved in shards; nothing to do
+        in a fresh run. UserError when shards are asked of a checkpoint that has none."""
         if self.state is not None:
-            optimizer.load_state_dict(self.state["optimizer"])
+            if self.last is not None and has_shards(self.last):
+                load_shards(self.last, model, optimizer)
+            elif model is not None and is_sharded(model):
+                raise UserError(f"{self.last} was saved whole: continue it with --scale.parallel=ddp, or in one process.")
+            else:
+                optimizer.load_state_dict(self.state["optimizer"])
             if self.state["scaler"]:  # empty when the killed run had a dtype that needs no scaling
                 scaler.load_state_dict(self.state["scaler"])
             set_rng_state(self.state["rng"])
@@ -166,8 +182,9 @@ class Run:
         row = dict.fromkeys(KEYS) | {"step": self.step, "split": split, "tokens": self.tokens, "seconds": round(self.seconds, 3)} | values
         if set(row) != set(KEYS):
             raise KeyError(f"metrics.jsonl has no column {set(row) - set(KEYS)}")
-        self.metrics.write(json.dumps(row) + "\n")
-        self.metrics.flush()
+        if self.metrics:
+            self.metrics.write(json.dumps(row) + "\n")
+            self.metrics.flush()
         return row
 
     def improved(self, loss: float) -> bool:
@@ -186,6 +203,6 @@ class Run:
                "threads": torch.get_num_threads(), "config": dataclasses.asdict(self.config), "data": data.name, "git_commit": git_commit(), "versions": versions()}
         state = None
         if optimizer is not None:
-            state = {"optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": rng_state(), "step": self.step, "tokens": self.tokens,
+            state = {"optimizer": None if is_sharded(model) else optimizer.state_dict(), "scaler": scaler.state_dict(), "rng": rng_state(), "step": self.step, "tokens": self.tokens,
                      "seconds": time.perf_counter() - self.started, "skipped": self.skipped, "best": self.best, "bad": self.bad, "means": self.means}
-        save_checkpoint(self.folder / which, model, tokenizer, run, state)
+        save_checkpoint(self.folder / which, model, tokenizer, run, state, self.world, optimizer, whole=optimizer is None or finished)
