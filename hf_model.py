@@ -3,20 +3,26 @@
 The loop, the batching and the losses never ask which of the two they have. What a Hugging Face model cannot be trusted with is checked
 against its own logits before training (`check_rows`): some drop their sliding windows under a custom mask, some take none at all.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from batching import make_batch, row_lengths
+from data.store import PairStore
 from generate import pick, prompt_key, uniforms
 from head import LOGITS_AT_ONCE, TokenLogps, log_square_sums
+from lora import add_adapters, base_settings, has_adapters, init_adapters
 from model import tree_mask
+from runtime.config import Config
 from runtime.errors import UserError
 
 
@@ -151,13 +157,13 @@ class CausalLM(nn.Module):
         return replies
 
 
-def load_causal_lm(folder: Path | str, block_size: int, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> CausalLM:
-    """The model in a Hugging Face folder, weights kept as `dtype`; SDPA attention where the model has it. UserError when it cannot be read."""
+def load_causal_lm(folder: Path | str, block_size: int, checkpointing: bool = False, **how: object) -> CausalLM:
+    """The model in a Hugging Face folder; SDPA attention where the model has it. `how`: lora.base_settings, or dtype=... UserError when it cannot be read."""
     from transformers import AutoModelForCausalLM
     problem: Exception | None = None
     for attention in ("sdpa", "eager"):
         try:
-            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention)
+            lm = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **how)
             break
         except ValueError as e:  # this family has no SDPA
             problem = e
@@ -165,9 +171,96 @@ def load_causal_lm(folder: Path | str, block_size: int, dtype: torch.dtype = tor
             raise UserError(f"the model in {folder} cannot be read: {str(e).splitlines()[0]}") from None
     else:
         raise UserError(f"the model in {folder} cannot be loaded: {problem}") from None
+    without_dropout(lm)
     if checkpointing:
-        lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_blocks(lm)
     return CausalLM(lm, block_size)
+
+
+def without_dropout(lm: nn.Module) -> None:
+    """Switch off every dropout of a model: noise in a log-ratio is noise in the reward, and GPT-2 comes with a tenth of it."""
+    for module in lm.modules():
+        for name in ("p", "attention_dropout", "dropout") if isinstance(module, nn.Dropout) else ("attention_dropout", "dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+
+
+def checkpoint_blocks(lm: nn.Module) -> None:
+    """Keep only each block's input for the backward pass, which then computes the block again: less memory, a third more work."""
+    if hasattr(lm, "activation_checkpointing_enable"):  # the name since transformers 5.2
+        lm.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        lm.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def open_model(config: Config, folder: Path, empty: bool = False) -> CausalLM:
+    """A Hugging Face model as a run starts with it: whole and trainable, or with fresh adapters (lora.rank) on frozen weights.
+
+    empty: only its structure, on the meta device, to be sharded and then filled by `fill`.
+    """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} holds adapters alone: make a whole model of it with `python merge_adapters.py {folder} --to FOLDER`, and start from that.")
+    if config.lora.rank and "lm_head" in config.lora.targets:
+        raise UserError("lora.targets: lm_head is applied to scored tokens alone, in float32, and takes no adapter.")
+    how = base_settings(config.lora) if config.lora.rank else {"dtype": torch.float32}
+    if empty:
+        from transformers import AutoConfig, AutoModelForCausalLM
+        with torch.device("meta"):
+            model = CausalLM(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation="sdpa", **how).eval(), config.model.block_size)
+        without_dropout(model.lm)
+        if config.scale.checkpointing:
+            checkpoint_blocks(model.lm)
+    else:
+        model = load_causal_lm(folder, config.model.block_size, config.scale.checkpointing, **how)
+    if config.lora.rank:
+        add_adapters(model, config.lora, config.seed)
+    return model
+
+
+@torch.no_grad()
+def fill(model: CausalLM, folder: Path, device: torch.device, seed: int) -> None:
+    """Give a sharded model without storage its weights: each rank reads from the files only the rows it keeps, so no machine holds all of them
+    at once. UserError for a weight that the files lack."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+    model.to_empty(device=device)
+    for module in model.lm.modules():  # what is computed and not stored, such as rotary frequencies
+        if module._non_persistent_buffers_set:
+            model.lm._init_weights(module)
+    # adapters wrap a layer: in the files it has no `base`
+    wanted = {name.removeprefix("lm.").replace(".base.", "."): p for name, p in model.named_parameters() if ".lora_" not in name}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in wanted.keys() & set(file.keys()):
+                p, stored = wanted.pop(name), file.get_slice(name)
+                if not hasattr(p, "device_mesh"):
+                    p.copy_(stored[:])
+                    continue
+                shape, start = compute_local_shape_and_global_offset(p.shape, p.device_mesh, p.placements)
+                if shape[0]:
+                    p.to_local().copy_(stored[start[0]:start[0] + shape[0]])
+    if wanted:
+        raise UserError(f"the files in {folder} lack {next(iter(wanted))} ({len(wanted)} weights in all): load it once with transformers and save it again.")
+    if has_adapters(model):
+        init_adapters(model, seed)
+
+
+def choose_rows(model: CausalLM, store: PairStore, autocast: Callable[[], AbstractContextManager]) -> None:
+    """Ask the loaded weights whether shared rows give the model's own log-probs, on the longest pair of the store, where windows and
+    position limits show. If not, every reply gets a row of its own, and that is said. UserError when even those differ."""
+    longest = int(row_lengths(store, 2).argmax())
+    prompt, _, *replies = (part.tolist() for part in store.row(longest))
+    problem = ""
+    for model.prefix_shared in (True, False):
+        batch = make_batch(store, [[longest]], separate=not model.prefix_shared).to(model.device)
+        with torch.no_grad(), autocast():
+            found = model(*batch.inputs()).split([len(reply) for reply in replies])
+            differs = check_rows(model, prompt, *replies, found)
+        if not differs:
+            if problem:
+                print(f"{problem}: every reply gets a row of its own.")
+            return
+        problem = differs
+    raise UserError(f"this model cannot be scored: {problem}, even in rows of its own.")
 
 
 @torch.no_grad()

@@ -196,7 +196,7 @@ def find_folder(name_or_folder: str) -> Path:
         raise UserError(f"no model folder at {name_or_folder}.")
     from huggingface_hub import snapshot_download
     try:
-        return Path(snapshot_download(name_or_folder, allow_patterns=["config.json", "model.safetensors", "tokenizer*", "vocab.json", "merges.txt"]))
+        return Path(snapshot_download(name_or_folder, allow_patterns=["*.json", "*.safetensors", "*.jinja", "tokenizer*", "merges.txt"], ignore_patterns=["original/*"]))
     except Exception as e:  # the Hub client has a dozen ways to say "not reachable"; the sentence carries its own words
         raise UserError(f"the model '{name_or_folder}' is neither a folder here nor could it be fetched from the Hub ({type(e).__name__}); "
                         "to start from random weights add --model.init_from=scratch") from e

@@ -15,7 +15,7 @@ from batching import score_pairs
 from data.store import PairStore
 from model import GPT
 from objectives import reference_free
-from runtime.checkpoint import file_hash
+from runtime.checkpoint import weights_hash
 from runtime.config import Config, digest
 from runtime.device import Device
 from runtime.distributed import World
@@ -69,8 +69,8 @@ class Reference:
     def logps(self, split: str, store: PairStore, needed: np.ndarray) -> np.ndarray:
         """[n, 2] of a split, whatever the objective, from a file whose name says all that the values depend on."""
         c = self.config
-        key = digest([file_hash(self.folder / "model.safetensors"), self.data.name, str(self.device.dtype), self.device.device.type, c.compile,
-                      *([self.tail_weight] if self.tail_weight != 1 else [])])
+        key = digest([weights_hash(self.folder), self.data.name, str(self.device.dtype), self.device.device.type, c.compile,
+                      *([self.tail_weight] if self.tail_weight != 1 else []), *([c.lora.frozen] if c.lora.rank else [])])
         cache = Path(c.out) / "data" / "reference" / key / f"{split}.npy"
         return reference_logps(cache, self.load, store, needed, self.device, c.dpo.micro_tokens, self.tail_weight, self.world)
 

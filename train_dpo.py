@@ -16,24 +16,29 @@ from tqdm import tqdm
 from batching import Batch, reply_tokens, row_lengths, score_pairs, sequence_logps, show_mask, steps_ahead
 from curriculum import DIFFICULTIES, Plan, given_levels, make_plan, reference_error, reply_likeness, show_plan
 from data.store import PairStore
+from eval.samples import write_samples
 from eval.watch import watched_prompts, what_it_writes
+from hf_model import CausalLM, choose_rows, fill
+from lora import load_adapters
 from losses import Pairs
 from model import GPT
 from objectives import PENALISED, WHOLE_STEP, beta_of, check, first, join, make_pairs, next_state, pair_losses, parse, reference_free, rewards, settings_of, step_gradients, takes
 from reference import Reference, folder_of, forget_before, mix
 from runtime import distributed
-from runtime.checkpoint import file_hash, has_shards
-from runtime.config import Config, DPOConfig, load_config
+from runtime.checkpoint import has_shards, weights_hash
+from runtime.config import Config, DPOConfig, LoraConfig, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.distributed import World
 from runtime.errors import UserError, run_main
 from runtime.optim import lr_at, make_optimizer, update
-from runtime.run import Run, fingerprint, preference_start, prepared_pairs, starting_model
-from tokenizer import Tokenizer, load_tokenizer
+from runtime.run import Run, fingerprint, pairs_tokenizer, preference_start, prepared_pairs, starting_model
+from tokenizer import Tokenizer
 
 
-def chosen_settings(c: DPOConfig) -> dict[str, float]:
-    """The objective's settings that the config gives. UserError for an unknown objective and for another one's setting."""
+def chosen_settings(c: DPOConfig, lora: LoraConfig) -> dict[str, float]:
+    """The objective's settings that the config gives. UserError for an unknown objective, another one's setting, and what adapters do not go with."""
+    if lora.rank and (lora.dropout or c.reference_update):
+        raise UserError("in DPO lora.dropout must be 0 (noise in a log-ratio is noise in the reward) and dpo.reference_update too (adapters off is the reference).")
     given = {name: getattr(c, name) for name in ("beta", "label_smoothing", "penalty", "alpha", "gamma", "tau") if getattr(c, name) >= 0}
     try:
         if "beta" not in takes(c.objective):
@@ -186,7 +191,7 @@ def set_up(config: Config, argv: list[str], settings: dict[str, float]) -> Setup
     """The data, where policy and reference start, and which pairs come when; None after a --dry-run, which prints the last."""
     c, world = config.dpo, distributed.start()
     data = prepared_pairs(config, argv)
-    tokenizer = load_tokenizer(str(data / "tokenizer"))
+    tokenizer = pairs_tokenizer(config, data)
     train, val = PairStore(data / "train"), PairStore(data / "val")
     check_pairs(c.objective, train)
     if config.dry_run and (c.curriculum == "none" or c.difficulty != "margin"):  # needs no model
@@ -195,12 +200,18 @@ def set_up(config: Config, argv: list[str], settings: dict[str, float]) -> Setup
     device = setup_device(config)
     config.model.dropout = 0.0  # noise in a log-ratio is noise in the reward: off for policy and reference alike
 
-    def load(folder: Path) -> GPT:
-        """Policy and reference are made alike, compiled or not: fused kernels round differently."""
-        model = starting_model(config, folder, tokenizer.vocab_size).to(device.device)
+    def load(folder: Path) -> GPT | CausalLM:
+        """Policy and reference are made alike, compiled or not: fused kernels round differently. A large model goes straight into its shards."""
+        in_shards = distributed.engine(config, world) == "fsdp" and config.data.tokenizer == "chat"
+        model = starting_model(config, folder, tokenizer.vocab_size, empty=in_shards)
+        model = distributed.shard(model if in_shards else model.to(device.device), config, world, device.device)
+        if in_shards:
+            fill(model, folder, device.device, config.seed)
+        if isinstance(model, CausalLM):
+            choose_rows(model, train, device.autocast)
         if config.compile:
             model.compile()
-        return distributed.shard(model, config, world)
+        return model
 
     reference = Reference(config, start, load, data, device, tail_weight(c, settings), world)
     plan = plan_of(c, train, config.seed, lambda: reference.logps("train", train, np.arange(len(train))))
@@ -208,6 +219,17 @@ def set_up(config: Config, argv: list[str], settings: dict[str, float]) -> Setup
         show_plan(plan, train, c.batch)
     val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split
     return None if config.dry_run else Setup(data, tokenizer, train, val, val_pairs, start, device, load, reference, plan, world)
+
+
+def policy(s: Setup, run: Run) -> GPT | CausalLM:
+    """The model where the run left it, or where it starts. Shards come with run.restore, adapters onto the weights they belong to."""
+    if run.last is None or has_shards(run.last):
+        return s.load(s.start)
+    if (run.last / "adapter_config.json").exists():
+        model = s.load(s.start)
+        load_adapters(model, run.last)
+        return model
+    return s.load(run.last)
 
 
 def score_reference(s: Setup, c: DPOConfig, stage: int) -> None:
@@ -227,11 +249,11 @@ def move_reference(s: Setup, c: DPOConfig, model: GPT, run: Run, stage: int) -> 
 def main(argv: list[str]) -> None:
     config = load_config(argv)
     c = config.dpo
-    settings = chosen_settings(c)
+    settings = chosen_settings(c, config.lora)
     s = set_up(config, argv, settings)
     if s is None:
         return
-    run = Run(config, "dpo", fingerprint(config, "dpo", s.data) | {"starting_weights": file_hash(s.start / "model.safetensors")}, s.world)
+    run = Run(config, "dpo", fingerprint(config, "dpo", s.data) | {"starting_weights": weights_hash(s.start)}, s.world)
     if run.finished:
         return
     fresh, total, lengths = run.last is None, len(s.plan.steps), row_lengths(s.train, 2)
@@ -240,20 +262,27 @@ def main(argv: list[str]) -> None:
         s.reference.folder = folder_of(run.folder, stage, s.start)
     score_reference(s, c, stage)
 
-    model = s.load(s.start if run.last is None or has_shards(run.last) else run.last).train()
-    optimizer, scaler = make_optimizer(model, c), s.device.scaler()
+    model = policy(s, run).train()
+    optimizer, scaler = make_optimizer(model, c, config.scale.optimizer), s.device.scaler()
     run.restore(optimizer, scaler, model)
     net = distributed.averaged(model, config, s.world)  # the same weights
     print(f"dpo ({c.objective}, beta {beta_of(c.objective, c.beta):g}): {model.n_params() / 1e6:.2f}M parameters, {len(s.train):,} pairs, {total} steps of {c.batch}; "
           f"{s.device.device.type} {str(s.device.dtype)[6:]} ({s.device.reason})")
 
-    watched = [] if distributed.is_sharded(model) else watched_prompts(s.val, s.tokenizer, config)  # our generation reads weights outside the root's forward
+    ours = isinstance(model, GPT) and not distributed.is_sharded(model)  # shards are whole in the root's forward only; other models: eval/samples.py
+    watched = watched_prompts(s.val, s.tokenizer, config) if ours else []
 
     def validation() -> dict[str, float]:
         """The validation pairs, and what the policy itself writes; the model it started from is in memory for that moment only."""
         row = {"stage": stage + 1} | validate(model, s.val, s.reference.val, s.val_pairs, config, settings | run.means, s.device, s.world)
         return row | what_it_writes(model, s.load(s.start), s.tokenizer, watched, config, s.device) if watched else row
 
+    def samples(epoch: int) -> None:
+        """Replies to a file of prompts; epoch 0 is the model training starts from."""
+        if c.samples_file:
+            write_samples(config, epoch, model, s.tokenizer, s.device, s.world, base=epoch == 0, start=lambda: s.load(s.start))
+
+    samples(0)
     if run.step == 0:  # where the curves begin
         run.log("val", **validation())
     bar = tqdm(total=total, initial=run.step, desc="dpo", mininterval=0.5, disable=not s.world.main)
@@ -265,7 +294,7 @@ def main(argv: list[str]) -> None:
                 move_reference(s, c, model, run, stage)
                 is_reference = c.reference_update == 1
             if c.stage_restart:
-                optimizer = make_optimizer(model, c)
+                optimizer = make_optimizer(model, c, config.scale.optimizer)
         first, steps = (s.plan.stages[stage].start, s.plan.stages[stage].steps) if c.stage_restart else (0, total)
         lr = lr_at(run.step - first, steps, c)
         for group in optimizer.param_groups:
@@ -299,6 +328,8 @@ def main(argv: list[str]) -> None:
             if c.patience and run.bad >= c.patience:
                 tqdm.write(f"no better for {run.bad} validations: stopping at step {run.step}.")
                 break
+        if run.step == s.plan.stages[stage].start + s.plan.stages[stage].steps:
+            samples(stage + 1)
         if run.step % c.save_every == 0:
             run.save("last", model, s.tokenizer, s.data, optimizer, scaler)
             forget_before(run.folder, stage)

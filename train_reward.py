@@ -13,7 +13,7 @@ from batching import make_batch, micro_batches, row_lengths, shuffled_steps, ste
 from data.store import PairStore
 from losses import reward_loss
 from reward_model import RewardModel, load_reward_model
-from runtime.checkpoint import file_hash
+from runtime.checkpoint import weights_hash
 from runtime.config import load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import run_main
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> None:
     train, val = PairStore(data / "train"), PairStore(data / "val")
 
     device = setup_device(config)
-    run = Run(config, "reward", fingerprint(config, "reward", data) | {"starting_weights": file_hash(start / "model.safetensors")})
+    run = Run(config, "reward", fingerprint(config, "reward", data) | {"starting_weights": weights_hash(start)})
     if run.finished:
         return
     model = load_reward_model(run.last, config.model.dropout) if run.last else RewardModel(starting_model(config, start, tokenizer.vocab_size))

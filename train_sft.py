@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     if run.finished:
         return
     model = starting_model(config, run.last or start, tokenizer.vocab_size).to(device.device).train()
-    optimizer, scaler = make_optimizer(model, c), device.scaler()
+    optimizer, scaler = make_optimizer(model, c, config.scale.optimizer), device.scaler()
     run.restore(optimizer, scaler)
     if config.compile:
         model.compile()

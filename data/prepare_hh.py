@@ -11,7 +11,7 @@ import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,11 +26,10 @@ if __name__ == "__main__":
 import numpy as np
 from tqdm import tqdm
 
-from data.sources import (HH_SUBSETS, PAIR_KINDS, SPLITS, Content, Part, batched, content, hash_share, list_files, load_hub,
-                          parse_object, place,
+from data.sources import (HH_SUBSETS, SPLITS, Content, Part, batched, content, hash_share, list_files, load_hub, parse_object, place,
                           read_documents, read_rows, select_subsets, text_key, text_parts, tidy)
 from data.store import (StoreWriter, building, data_request, data_settings, describe_sources, describe_tokens, find_data,
-                        is_whole, print_table, remember, toy_hash, write_json)
+                        is_whole, pair_kinds, print_table, remember, toy_hash, write_json)
 from runtime.config import Config, digest, load_config
 from runtime.errors import UserError, run_main
 from tokenizer import (ASSISTANT, HUMAN, Tokenizer, encode_prompt, encode_response, load_tokenizer, split_transcript,
@@ -64,7 +63,7 @@ class Known(NamedTuple):
 class Pair:
     """A clean pair of replies to one prompt, as text."""
     split: str
-    prompt: str  # ends with the assistant marker
+    prompt: Any  # here a transcript that ends with the assistant marker; in data/prepare_pairs.py a list of messages
     chosen: str
     rejected: str
     subset: int
@@ -164,6 +163,21 @@ def clean_pair(chosen: str, rejected: str) -> tuple[str, str, str]:
     return merge_turns(prompt), good, bad
 
 
+def parse_transcripts(row: bytes | Any, level: int) -> tuple[str, tuple[str, str], Known]:
+    """(what the person says first, the two sides, what else is said) of a row. Raises ValueError saying what is wrong with it."""
+    chosen, rejected, known = parse_pair(row, level)
+    return first_human_turn(plain(chosen)), (chosen, rejected), known
+
+
+def clean_transcripts(chosen: str, rejected: str) -> tuple[str, str, str, str, list[str]]:
+    """(prompt, the prompt as text to compare, chosen reply, rejected reply, changes) of the two sides. Raises Drop."""
+    good, bad = plain(chosen), plain(rejected)
+    prompt, good_reply, bad_reply = clean_pair(good, bad)
+    changes = ["turns in a row merged"] if prompt != split_transcript(good)[0] else []
+    changes += ["odd whitespace made plain"] if good != chosen or bad != rejected else []
+    return prompt, prompt, good_reply, bad_reply, changes
+
+
 # ---- all rows ----------------------------------------------------------------------------------------------------------
 
 
@@ -177,11 +191,12 @@ def choose_split(named: str, missing: set[str], key: int, config: Config) -> str
     return "val" if "val" in missing and share >= 1 - config.data.val_fraction else "train"
 
 
-def read_pairs(config: Config, parts: list[Part], contents: list[Content], counts: dict[str, Counter],
-               show: str) -> Iterator[Pair]:
+def read_pairs(config: Config, parts: list[Part], contents: list[Content], counts: dict[str, Counter], show: str,
+               rows: Callable = read_rows, parse: Callable = parse_transcripts, clean: Callable = clean_transcripts) -> Iterator[Pair]:
     """Every usable pair of the sources, files of earlier splits first; `counts[split][reason]` accounts for every row.
 
-    Raises UserError for a malformed line unless data.skip_bad. Memory holds 8-byte keys of prompts, not the prompts.
+    `rows` reads a part, `parse` and `clean` take a row apart: these for transcripts, data/prepare_pairs.py has its own. Raises UserError
+    for a malformed line unless data.skip_bad. Memory holds 8-byte keys of prompts, not the prompts.
     """
     d = config.data
     missing = {"val", "test"} - {part.split for part in parts}
@@ -193,31 +208,28 @@ def read_pairs(config: Config, parts: list[Part], contents: list[Content], count
     with tqdm(total=total, desc=show, unit=" pairs", unit_scale=True, mininterval=0.5) as bar:
         for part, size in zip(parts, contents):
             level = level_of(part.subset)
-            for number, row in islice(read_rows(part), limit):
+            for number, row in islice(rows(part), limit):
                 bar.update()
                 try:
-                    chosen, rejected, known = parse_pair(row, level)
+                    opening, sides, known = parse(row, level)
                 except ValueError as e:
                     if not d.skip_bad:
                         raise UserError(f"{place(part, number)}: {e}; mend it, or count such rows instead with "
                                         "--data.skip_bad.") from None
                     counts[part.split or "train"].update(("read", "malformed line"))
                     continue
-                good, bad = plain(chosen), plain(rejected)
-                split = choose_split(part.split, missing, text_key(first_human_turn(good)), config)
+                split = choose_split(part.split, missing, text_key(opening), config)
                 counts[split]["read"] += 1
                 try:
-                    prompt, good_reply, bad_reply = clean_pair(good, bad)
-                    key = text_key(prompt)
+                    prompt, text, good, bad, changes = clean(*sides)
+                    key = text_key(text)
                     if any(key in seen[other] for other in SPLITS if other != split):
                         raise Drop("prompt in an earlier split")
                 except Drop as reason:
                     counts[split][str(reason)] += 1
                     continue
                 seen[split].add(key)
-                changes = ["turns in a row merged"] if prompt != split_transcript(good)[0] else []
-                changes += ["odd whitespace made plain"] if good != chosen or bad != rejected else []
-                yield Pair(split, prompt, good_reply, bad_reply, subsets.index(part.subset), first_row + number - 1, changes, known)
+                yield Pair(split, prompt, good, bad, subsets.index(part.subset), first_row + number - 1, changes, known)
             first_row += size.rows
 
 
@@ -229,10 +241,20 @@ def subset_names(parts: list[Part]) -> list[str]:
 Encoded = tuple[list[int], np.ndarray, list[int], list[int]]  # prompt ids, prompt roles, chosen ids, rejected ids
 
 
-def encode_block(tokenizer: Tokenizer, pairs: list[Pair]) -> list[Encoded]:
-    """Ids of some pairs. The prompt is encoded once for both sides."""
-    return [(*encode_prompt(tokenizer, pair.prompt), encode_response(tokenizer, pair.chosen),
-             encode_response(tokenizer, pair.rejected)) for pair in pairs]
+def encode_block(tokenizer: Tokenizer, block_size: int, pairs: list[Pair]) -> list[Encoded | Drop]:
+    """Ids of some pairs, fitted to the block, or why not. The prompt is encoded once for both sides."""
+    shortest, encoded = 1 + len(tokenizer.encode(ASSISTANT)), []
+    for pair in pairs:
+        ids, roles = encode_prompt(tokenizer, pair.prompt)
+        chosen, rejected = encode_response(tokenizer, pair.chosen), encode_response(tokenizer, pair.rejected)
+        try:
+            prompt, roles = fit(ids, roles, max(len(chosen), len(rejected)), block_size, shortest)
+        except Drop as reason:
+            encoded.append(reason)
+            continue
+        pair.changes += ["prompt shortened from the left"] * (len(prompt) < len(ids))
+        encoded.append((prompt, roles, chosen, rejected))
+    return encoded
 
 
 def fit(prompt: list[int], roles: np.ndarray, longer_reply: int, block_size: int,
@@ -249,31 +271,31 @@ def fit(prompt: list[int], roles: np.ndarray, longer_reply: int, block_size: int
     return prompt[:1] + prompt[1 - room:], np.concatenate([roles[:1], roles[1 - room:]])
 
 
-def write_pairs(config: Config, pairs: Iterable[Pair], tokenizer: Tokenizer, folder: Path, meta: dict[str, Any],
-                counts: dict[str, Counter]) -> None:
-    """Encode the pairs on all cores, stream them into `folder`/{train,val,test} and print the account of all rows."""
-    block_size = config.model.block_size
-    shortest = 1 + len(tokenizer.encode(ASSISTANT))
+def write_pairs(config: Config, pairs: Iterable[Pair], tokenizer: Any, folder: Path, meta: dict[str, Any], counts: dict[str, Counter],
+                encode: Callable = encode_block, dropped: Iterable[str] = DROPPED, changed: Iterable[str] = CHANGED) -> None:
+    """Encode the pairs on all cores, stream them with the tokenizer into `folder`/{train,val,test} and print the account of all rows.
+
+    `encode(tokenizer, block_size, pairs)` gives an Encoded or a Drop for each pair; `dropped` and `changed` are the reasons to show.
+    """
+    tokenizer.save(folder / "tokenizer", block_size=config.model.block_size)
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(config.threads or os.cpu_count()))
         writers = {split: stack.enter_context(StoreWriter(folder / split, tokenizer.vocab_size)) for split in SPLITS}
         for chunk in batched(pairs, CHUNK):
             # threads are enough: tiktoken lets go of Python's lock while it works
-            encoded = pool.map(partial(encode_block, tokenizer), batched(chunk, BLOCK))
-            for pair, (ids, roles, chosen, rejected) in zip(chunk, (e for block in encoded for e in block)):
-                count = counts[pair.split]
-                try:
-                    prompt, roles = fit(ids, roles, max(len(chosen), len(rejected)), block_size, shortest)
-                except Drop as reason:
-                    count[str(reason)] += 1
+            blocks = pool.map(partial(encode, tokenizer, config.model.block_size), batched(chunk, BLOCK))
+            for pair, encoded in zip(chunk, (e for block in blocks for e in block)):
+                if isinstance(encoded, Drop):
+                    counts[pair.split][str(encoded)] += 1
                     continue
-                count.update(["kept", *pair.changes] + ["prompt shortened from the left"] * (len(prompt) < len(ids)))
+                counts[pair.split].update(["kept", *pair.changes])
+                prompt, roles, chosen, rejected = encoded
                 writers[pair.split].add(prompt, roles.tobytes(), chosen, rejected, subset=pair.subset,
                                         source_row=pair.source_row, **pair.known._asdict())
-        print_counts(counts)
+        print_counts(counts, dropped, changed)
         check_splits(counts, config)
         for split, writer in writers.items():
-            writer.close({"split": split} | meta | {"counts": dict(counts[split])})
+            writer.close({"split": split} | meta | describe_tokens(tokenizer, config) | {"counts": dict(counts[split])})
 
 
 def check_splits(counts: dict[str, Counter], config: Config) -> None:
@@ -334,7 +356,7 @@ def pair_parts(config: Config) -> list[Part]:
         subsets = d.subsets or (HH_SUBSETS if d.dataset == "Anthropic/hh-rlhf" else ())
         parts = load_hub(d.dataset, subsets, "--data.source")
     else:
-        parts = list_files(d.source, PAIR_KINDS, "--data.source")
+        parts = list_files(d.source, pair_kinds(config), "--data.source")
     parts = select_subsets(parts, d.subsets)
     if len(subset_names(parts)) > 255:
         raise UserError(f"--data.source: {len(subset_names(parts))} subsets, one per file name, but the store has room for "
@@ -342,10 +364,10 @@ def pair_parts(config: Config) -> list[Part]:
     return sorted(parts, key=lambda part: SPLITS.index(part.split or "train"))
 
 
-def print_counts(counts: dict[str, Counter]) -> None:
+def print_counts(counts: dict[str, Counter], dropped: Iterable[str], changed: Iterable[str]) -> None:
     """The table of every dropped or changed row, by reason."""
-    names = ["read"] + [f"- {name}" for name in DROPPED] + ["= kept"] + [f"  of these: {name}" for name in CHANGED]
-    keys = ["read", *DROPPED, "kept", *CHANGED]
+    names = ["read"] + [f"- {name}" for name in dropped] + ["= kept"] + [f"  of these: {name}" for name in changed]
+    keys = ["read", *dropped, "kept", *changed]
     rows = [[name, *(counts[split][key] for split in SPLITS)] for name, key in zip(names, keys)]
     print_table("rows by split", ["", *SPLITS, "all"], [row + [sum(row[1:])] for row in rows])
 
@@ -354,6 +376,27 @@ def prepare(config: Config) -> Path:
     """Prepare the pairs a config asks for; the folder {train,val,test}/, tokenizer/, preparation.json. Idempotent.
 
     Raises UserError for what a user can mend: missing or malformed files, an empty split, a block too small, a full disk.
+    """
+    d = config.data
+    if d.tokenizer == "chat":
+        raise UserError("--data.tokenizer=chat: pairs in a model's own chat template are prepared by `python data/prepare_pairs.py CONFIG`.")
+
+    def ids_follow() -> dict[str, Any]:
+        trained = d.tokenizer == "bpe"
+        return {"format": FORMAT} | ({"text": [content(part).sha256 for part in text_parts(config)]} if trained
+                                     else {"tokenizer": load_tokenizer(d.tokenizer).hash})
+
+    def fill(folder: Path, parts: list[Part], contents: list[Content], counts: dict[str, Counter], meta: dict[str, Any]) -> None:
+        tokenizer = make_tokenizer(config, parts, contents)
+        write_pairs(config, read_pairs(config, parts, contents, counts, "encoding"), tokenizer, folder, meta, counts)
+
+    return prepare_store(config, ids_follow, fill)
+
+
+def prepare_store(config: Config, ids_follow: Callable, fill: Callable) -> Path:
+    """The folder that answers a config: found, or found to hold the same content, or made.
+
+    `ids_follow()` says what else than settings and sources decides the content; `fill(folder, parts, contents, counts, meta)` writes it.
     """
     if root := find_data(config):
         print(f"pairs: {root} is already prepared")
@@ -365,21 +408,14 @@ def prepare(config: Config) -> Path:
     parts = pair_parts(config)
     contents = [content(part) for part in parts]
     sources = describe_sources(parts, contents)
-    recipe = data_settings(config) | {"format": FORMAT, "sources": [[s["subset"], s["split"], s["sha256"]] for s in sources]}
-    if d.tokenizer == "bpe":
-        recipe |= {"text": [content(part).sha256 for part in text_parts(config)]}
-    else:
-        recipe |= {"tokenizer": load_tokenizer(d.tokenizer).hash}
+    recipe = data_settings(config) | {"sources": [[s["subset"], s["split"], s["sha256"]] for s in sources]} | ids_follow()
     root = Path(config.out) / "data" / digest(recipe)
     if is_whole(root):
         print(f"pairs: {root} holds the same content")
     else:
         counts = {split: Counter() for split in SPLITS}
         with building(root) as folder:
-            tokenizer = make_tokenizer(config, parts, contents)
-            tokenizer.save(folder / "tokenizer", block_size=config.model.block_size)
-            meta = {"kind": "pairs", "subsets": subset_names(parts), "sources": sources, **describe_tokens(tokenizer, config)}
-            write_pairs(config, read_pairs(config, parts, contents, counts, "encoding"), tokenizer, folder, meta, counts)
+            fill(folder, parts, contents, counts, {"kind": "pairs", "subsets": subset_names(parts), "sources": sources})
             write_json(folder / "preparation.json", {"recipe": recipe, "sources": sources, "counts": counts})
         print(f"pairs: {root} prepared in {time.time() - started:.1f} s")
     remember(config, "data.json", request, root)

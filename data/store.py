@@ -34,6 +34,8 @@ INDEX = np.dtype([
     ("subset", "u1"),          # position in meta["subsets"]
     ("source_row", "i8"),      # row of the sources, counted through all files in meta["sources"]
 ])
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+CHAT_FILES = (*TOKENIZER_FILES, "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "tokenizer.model")
 TOY_CODE = ("data/make_toy.py", "data/toy_grammar.py", "eval/oracle.py")  # what the toy corpus is a function of, with the seed
 BUFFER_TOKENS = 1 << 20  # tokens kept in memory before they are written
 
@@ -66,10 +68,12 @@ def describe_sources(parts: list[Part], contents: list[Content]) -> list[dict[st
 
 def describe_tokens(tokenizer: Tokenizer, config: Config) -> dict[str, Any]:
     """The part of meta.json that says how to read the ids."""
+    template = {"human": HUMAN, "assistant": ASSISTANT, "start": tokenizer.eot_id, "end": tokenizer.eot_id}
+    if config.data.tokenizer == "chat":
+        template = {"chat": tokenizer.template, "start": tokenizer.bos_id, "end": tokenizer.eot_id}
     return {"tokenizer": {"name": tokenizer.name, "hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size,
                           "eot_id": tokenizer.eot_id},
-            "template": {"human": HUMAN, "assistant": ASSISTANT, "start": tokenizer.eot_id, "end": tokenizer.eot_id},
-            "block_size": config.model.block_size}
+            "template": template, "block_size": config.model.block_size}
 
 
 def print_table(title: str, header: list[str], rows: list[list[Any]]) -> None:
@@ -239,8 +243,13 @@ def text_settings(config: Config) -> dict[str, Any]:
     return settings | ({"text_dataset": d.text_dataset} if d.text_source == "hub" else {})
 
 
+def pair_kinds(config: Config) -> tuple[str, ...]:
+    """The kinds of files that pairs are read from."""
+    return (*PAIR_KINDS, ".csv") if config.data.tokenizer == "chat" else PAIR_KINDS
+
+
 def data_request(config: Config) -> dict[str, Any]:
-    """What is asked of data/prepare_hh.py: settings, and paths, sizes and times of the files (the Hub: only names)."""
+    """What is asked of data/prepare_hh.py (or prepare_pairs.py): settings, and paths, sizes and times of the files (the Hub: only names)."""
     d = config.data
     request = data_settings(config) | {"source": d.source}
     if d.source == "toy":
@@ -248,12 +257,12 @@ def data_request(config: Config) -> dict[str, Any]:
     elif d.source == "hub":
         request["dataset"] = d.dataset
     else:
-        request["files"] = [stamp(part.path) for part in list_files(d.source, PAIR_KINDS, "--data.source")]
+        request["files"] = [stamp(part.path) for part in list_files(d.source, pair_kinds(config), "--data.source")]
     if d.tokenizer == "bpe" and d.text_source:
         request["text"] = _text_request(config)
     elif d.tokenizer not in ("bpe", "gpt2"):
-        files = (Path(d.tokenizer) / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
-        request["tokenizer_files"] = [stamp(path) for path in files if path.is_file()]
+        folder, names = (config.model.init_from, CHAT_FILES) if d.tokenizer == "chat" else (d.tokenizer, TOKENIZER_FILES)
+        request["tokenizer_files"] = [stamp(path) for path in (Path(folder) / name for name in names) if path.is_file()] or folder
     return request
 
 

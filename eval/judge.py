@@ -29,7 +29,7 @@ from eval.refusal import classify
 from eval.replies import Prompt, Replies, as_store, read_rows
 from eval.reward_accuracy import accuracy, ranked_right
 from reward_model import RewardModel, load_reward_model
-from runtime.checkpoint import file_hash, read_run
+from runtime.checkpoint import read_run, weights_hash
 from runtime.errors import UserError, run_main
 from tokenizer import Tokenizer, encode_prompt, encode_response, load_tokenizer
 
@@ -163,7 +163,7 @@ def by_reward_model(folder: Path, checkpoint: Path, test: PairStore) -> None:
     found = held_out_accuracy(model, test, tok, e["bootstrap"], e["seed"])
     share = found["accuracy"]["value"]
     finish(folder, "reward", {
-        "judge": "reward model", "weights": file_hash(checkpoint / "model.safetensors"), "accuracy": found, "comparisons": rows, "ranking": ranked,
+        "judge": "reward model", "weights": weights_hash(checkpoint), "accuracy": found, "comparisons": rows, "ranking": ranked,
         "margins": {row["id"]: float(b - a) for row, a, b in zip(systems["sft"], scores["sft"], scores["dpo"])},
         "note": f"Trained on the same pairs as DPO; it ranks {100 * share:.1f} % of {found['pairs']:,} held-out pairs right, and its verdicts are worth no more than that."})
 

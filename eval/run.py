@@ -26,7 +26,7 @@ from eval.reward_accuracy import pair_texts, reward_accuracy
 from eval.stages import find_pairs, find_stages
 from model import load_model
 from objectives import beta_of
-from runtime.checkpoint import file_hash, find_checkpoint, git_commit, read_run, versions, without_local_paths
+from runtime.checkpoint import find_checkpoint, git_commit, read_run, versions, weights_hash, without_local_paths
 from runtime.config import Config, digest, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
@@ -249,7 +249,7 @@ def facts(config: Config, folders: Mapping[str, Path], parameters: Mapping[str, 
         run, last = read_run(folder), find_checkpoint(folder.parent / "last")
         finished = last is None or read_run(last)["finished"]  # a lone checkpoint (dpo.init_from) has no last/ beside it
         stages[stage] = {"folder": without_local_paths(str(folder)), "parameters": parameters[stage], "finished": finished,
-                         "weights": file_hash(folder / "model.safetensors")}
+                         "weights": weights_hash(folder)}
         stages[stage] |= {key: run.get(key) for key in ("step", "best", "git_commit", "versions")}
     sizes = {split: len(PairStore(root / split)) for split in ("train", "val", "test")}
     return {"evaluated": datetime.now(timezone.utc).isoformat(timespec="seconds"), "git_commit": git_commit(),

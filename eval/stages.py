@@ -3,7 +3,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data.store import find_data
-from runtime.checkpoint import file_hash, find_checkpoint, read_run
+from runtime.checkpoint import find_checkpoint, read_run, weights_hash
 from runtime.config import Config
 from runtime.errors import UserError
 
@@ -22,7 +22,7 @@ def find_stages(config: Config) -> dict[str, Path]:
                             "with the same settings first.")
     # DPO notes which weights it started from: after a later SFT run the two no longer belong together
     started_from = read_run(folders["dpo"])["fingerprint"].get("starting_weights")
-    if started_from and started_from != file_hash(folders["sft"] / "model.safetensors"):
+    if started_from and started_from != weights_hash(folders["sft"]):
         raise UserError(f"{folders['dpo']} did not start from {folders['sft']}: run `python train_dpo.py {config.name} --fresh` "
                         "with the same settings first.")
     return folders

@@ -14,9 +14,10 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_state_dict, set_state_dict
 
+from lora import has_adapters, save_adapters
 from model import GPT, save_model
 from reward_model import RewardModel, save_reward_model
-from runtime.config import ROOT
+from runtime.config import ROOT, LoraConfig
 from runtime.distributed import World, is_sharded
 from runtime.errors import UserError, is_disk_full
 from tokenizer import Tokenizer
@@ -29,6 +30,15 @@ pipeline_tag: text-generation
 GPT-2 architecture, {params:,} parameters, trained by nanopref (stage `{stage}`, step {step}). Prompt layout: `\\n\\nHuman: ...\\n\\nAssistant:`,
 with end-of-text as the start token; a reply ends in end-of-text. In `transformers`, render and then tokenize, so that the start token is there:
 `tok(tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))`. Settings: `run.json`. Trained on dialogues that contain offensive text.
+"""
+
+
+HF_CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+base_model: {base}
+---
+{base}, {params:,} parameters, trained by nanopref (stage `{stage}`, step {step}). Settings: `run.json`.
 """
 
 
@@ -58,7 +68,7 @@ def save_checkpoint(folder: Path, model: GPT | RewardModel, tokenizer: Tokenizer
     `whole` says whether rank 0 gathers the weights as well, one tensor after the other, into files that open everywhere.
     """
     tmp = folder.with_name(folder.name + ".tmp")
-    sharded = is_sharded(model)
+    sharded, adapted = is_sharded(model), has_adapters(model)
     if world.main:
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
@@ -66,12 +76,16 @@ def save_checkpoint(folder: Path, model: GPT | RewardModel, tokenizer: Tokenizer
     try:
         if sharded and state is not None:
             dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer))), checkpoint_id=tmp / SHARDS)
-        weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)) if sharded and whole else None
+        if adapted:  # small: always whole
+            save_adapters(model, tmp, LoraConfig(**run["config"]["lora"]), run["config"]["model"]["init_from"], write=world.main)
+        gather = sharded and whole and not adapted
+        weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)) if gather else None
         if world.main:
-            if whole or not sharded:
+            if (whole or not sharded) and not adapted:
                 write_weights(model, tmp, tokenizer.eot_id, weights)
             tokenizer.save(tmp, model.config.block_size)
-            (tmp / "README.md").write_text(CARD.format(params=model.n_params(), stage=run["stage"], step=run["step"]))
+            (tmp / "README.md").write_text((CARD if isinstance(model, GPT | RewardModel) else HF_CARD).format(
+                params=model.n_params(), stage=run["stage"], step=run["step"], base=run["config"]["model"]["init_from"]))
             if state is not None:
                 torch.save(state, tmp / "train_state.pt")
             (tmp / "run.json").write_text(json.dumps(run, indent=1))
@@ -90,8 +104,10 @@ def write_weights(model: GPT | RewardModel, folder: Path, eot_id: int, weights: 
     """The model's own files; `weights`: the gathered ones of a model in shards."""
     if isinstance(model, RewardModel):
         save_reward_model(model, folder, eot_id)
-    else:
+    elif isinstance(model, GPT):
         save_model(model, folder, eot_id, weights)
+    else:  # transformers writes its own
+        model.lm.save_pretrained(folder, state_dict=weights and {name.removeprefix("lm."): p for name, p in weights.items()})
 
 
 def has_shards(folder: Path) -> bool:
@@ -145,6 +161,27 @@ def set_rng_state(state: dict[str, Any]) -> None:
     kind, keys, at, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), at, has_gauss, cached))
     random.setstate((state["python"][0], tuple(state["python"][1]), state["python"][2]))
+
+
+def weights_hash(folder: Path) -> str:
+    """What names the weights in a folder: the hash of model.safetensors; of files beyond 4 GB in all, names, sizes and 64 KB samples.
+
+    Reading a 70B checkpoint takes minutes, and no training leaves all samples as they were. UserError when there are no weights.
+    """
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"there are no .safetensors weights in {folder}.")
+    if len(files) == 1 and files[0].stat().st_size < 4e9:
+        return file_hash(files[0])
+    sha = hashlib.sha256()
+    for path in files:
+        size = path.stat().st_size
+        sha.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as f:
+            for at in range(0, size, max(1, size // 256)):
+                f.seek(at)
+                sha.update(f.read(1 << 16))
+    return sha.hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:

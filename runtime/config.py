@@ -44,7 +44,7 @@ class LoraConfig:
     dropout: float = opt(0.0, "dropout on the adapters' input, in training passes only")
     rslora: bool = opt(False, "rank-stabilised scale (Kalajdzievski 2023)")
     targets: list[str] = opt(["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"], "last parts of the names of the linear layers that get adapters")
-    base: str = opt("bfloat16", "how the frozen weights are kept: float32 | bfloat16 | nf4 (4 bit, needs bitsandbytes, no FSDP)")
+    frozen: str = opt("bfloat16", "how the frozen weights are kept: float32 | bfloat16 | nf4 (4 bit, needs bitsandbytes, no FSDP)")
 
 
 @dataclass
@@ -124,6 +124,7 @@ class DPOConfig(TrainConfig):
     pace: float = opt(0.5, "linear: share of the steps after which all pairs are drawn from")
     stage_restart: bool = opt(False, "a new optimizer and a learning-rate schedule of its own in every stage")
     reference_update: float = opt(0.0, "share of the policy mixed into the reference at every stage's (no curriculum: pass's) end; 0 = fixed, 1 = replaced")
+    samples_file: str = opt("", "prompts (.jsonl, .csv with a column prompt, .txt) answered before training and after every pass or stage: inference/samples_epoch_NN.csv")
     watch_prompts: int = opt(48, "validation prompts the policy answers at each validation, for the health panel; 0 = off")
 
 
@@ -166,6 +167,8 @@ class Config:
     compile: bool = opt(False, "torch.compile the model")
     deterministic: bool = opt(False, "ask PyTorch for deterministic kernels on a GPU")
     resume: bool = opt(False, "insist on continuing: an error when there is nothing to continue")
+    override_base: bool = opt(False, "write the samples of the starting model again (dpo.samples_file)")
+    override_checkpoints: bool = opt(False, "as fresh: ignore what an earlier run left; the starting model's samples are kept")
     dry_run: bool = opt(False, "train_dpo.py: print which pairs come when, and stop")
     fresh: bool = opt(False, "delete this stage's earlier run and start over")
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -321,6 +324,7 @@ def load_config(argv: list[str]) -> Config:
     for key, text in overrides:
         _set(config, key, text if _type_of(key) is str else _literal(text), "command line")
     config.name = config.name or path.stem
+    config.fresh |= config.override_checkpoints
     return config
 
 

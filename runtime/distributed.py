@@ -100,15 +100,23 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     return max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
 
 
-def shard(model: nn.Module, config: Config, world: World) -> nn.Module:
-    """Under FSDP2 the same model with its parameters cut into one shard per rank, gathered block by block as they are used; else unchanged."""
+def shard(model: nn.Module, config: Config, world: World, device: torch.device) -> nn.Module:
+    """Under FSDP2 the same model with its parameters cut into one shard per rank, gathered block by block as they are used on
+    `device`; else unchanged. It may be on the meta device. UserError for 4-bit weights."""
     if engine(config, world) == "fsdp":
+        if config.lora.rank and config.lora.frozen == "nf4":
+            raise UserError("FSDP cannot shard 4-bit weights: use --lora.frozen=bfloat16, or --scale.parallel=ddp with a copy on every GPU.")
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
-        how = {"mesh": init_device_mesh(model.device.type, (world.size,)), "offload_policy": CPUOffloadPolicy() if config.scale.cpu_offload else OffloadPolicy()}
+        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
+        how = {"mesh": init_device_mesh(device.type, (world.size,)), "offload_policy": CPUOffloadPolicy() if config.scale.cpu_offload else OffloadPolicy()}
         for block in blocks(model):
             fully_shard(block, **how)
-        fully_shard(model, **how)  # embeddings, last norm and head, which the root's own forward uses
+        # embeddings, last norm and head, which the root's own forward uses. PyTorch would leave them whole after a pass without gradient, and an
+        # optimizer made then would hold the wrong tensors
+        fully_shard(model, reshard_after_forward=True, **how)
+        for method in ("generate", "own_logps"):  # and so do these of hf_model.CausalLM
+            if hasattr(model, method):
+                register_fsdp_forward_method(model, method)
     return model
 
 

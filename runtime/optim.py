@@ -1,4 +1,5 @@
 """The optimizer and its schedule, the same for every stage."""
+import importlib.util
 import math
 
 import torch
@@ -9,13 +10,23 @@ from runtime.errors import UserError
 from runtime.run import Run
 
 
-def make_optimizer(model: nn.Module, c: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), fused. Only matrices decay: shrinking a bias or a norm's gain serves nobody."""
+def make_optimizer(model: nn.Module, c: TrainConfig, kind: str = "adamw") -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), fused, over what is trained. Only matrices decay: shrinking a bias or a norm's gain serves nobody.
+
+    kind "adamw8bit": bitsandbytes' form with moments of one byte each (Dettmers et al. 2022). UserError where that cannot be had.
+    """
     if c.schedule not in ("cosine", "linear"):
         raise UserError(f"schedule '{c.schedule}' is neither cosine nor linear.")
     matrices = [p for p in model.parameters() if p.requires_grad and p.dim() >= 2]
     rest = [p for p in model.parameters() if p.requires_grad and p.dim() < 2]
     groups = [{"params": matrices, "weight_decay": c.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    if kind == "adamw8bit":
+        if next(model.parameters()).device.type != "cuda" or importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError("scale.optimizer=adamw8bit needs a CUDA GPU and the bitsandbytes library: use adamw, or pip install bitsandbytes.")
+        from bitsandbytes.optim import AdamW8bit
+        return AdamW8bit(groups, lr=c.lr, betas=(c.beta1, c.beta2))
+    if kind != "adamw":
+        raise UserError(f"scale.optimizer '{kind}' is neither adamw nor adamw8bit.")
     fused = next(model.parameters()).device.type in ("cpu", "cuda")
     return torch.optim.AdamW(groups, lr=c.lr, betas=(c.beta1, c.beta2), fused=fused)
 

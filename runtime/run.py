@@ -12,27 +12,29 @@ from typing import Any
 
 import torch
 
+from chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from data.store import find_data
-from model import GPT, GPTConfig, load_model
+from hf_model import CausalLM, open_model
+from model import GPT, GPTConfig, find_folder, load_model
 from reward_model import RewardModel
 from runtime.checkpoint import find_checkpoint, git_commit, has_shards, load_shards, load_state, read_run, rng_state, save_checkpoint, set_rng_state, versions
 from runtime.config import ROOT, Config
 from runtime.device import peak_memory_gb
 from runtime.distributed import World, is_sharded
 from runtime.errors import UserError
-from tokenizer import Tokenizer
+from tokenizer import Tokenizer, load_tokenizer
 
 # every line of every metrics.jsonl has these keys; what a stage does not measure is null
 KEYS = ("step", "split", "loss", "lr", "grad_norm", "tokens", "seconds", "skipped_steps", "rewards/chosen", "rewards/rejected", "rewards/margin",
         "rewards/accuracy", "logps/chosen", "logps/rejected", "replies/words", "replies/ended", "replies/repetition", "replies/kl",
         "replies/well_formed", "replies/helpful_correct", "stage")
 SCRIPTS = {"base": "train_sft.py --stage=base", "sft": "train_sft.py", "dpo": "train_dpo.py", "reward": "train_reward.py"}
-HARMLESS = ("micro_tokens", "log_every", "save_every", "watch_prompts")  # settings that may change between a kill and the resume
+HARMLESS = ("micro_tokens", "log_every", "save_every", "watch_prompts", "samples_file")  # settings that may change between a kill and the resume
 
 
 def run_stage(script: str, argv: list[str], why: str) -> None:
     """Announce and run an earlier stage with the same arguments (less --fresh, --resume and --dry-run, which mean this stage)."""
-    argv = [a for a in argv if a.split("=")[0] not in ("--fresh", "--resume", "--dry_run", "--dry-run", "--stage")]
+    argv = [a for a in argv if a.split("=")[0] not in ("--fresh", "--resume", "--dry_run", "--dry-run", "--override_checkpoints", "--override-checkpoints", "--stage")]
     if script.endswith("--stage=base"):
         script, argv = script.split()[0], ["--stage=base", *argv]
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -48,6 +50,8 @@ def fingerprint(config: Config, stage: str, documents: Path) -> dict[str, Any]:
     sections = {"base": ("model", "data", "base"), "sft": ("model", "data", "sft"), "dpo": ("model", "data", "dpo"), "reward": ("model", "data", "reward")}[stage]
     if stage == "sft" and config.base.enabled:
         sections += ("base",)
+    if config.lora.rank:
+        sections += ("lora",)
     return {"seed": config.seed, "documents": documents.name} | {s: dataclasses.asdict(getattr(config, s)) for s in sections}
 
 
@@ -71,13 +75,15 @@ def finished(folder: Path, fingerprint: dict[str, Any]) -> bool:
 def prepared_pairs(config: Config, argv: list[str]) -> Path:
     """The folder with this experiment's prepared pairs; announced and made when it is missing."""
     if find_data(config) is None:
-        run_stage("data/prepare_hh.py", argv, "no prepared pairs")
+        run_stage("data/prepare_pairs.py" if config.data.tokenizer == "chat" else "data/prepare_hh.py", argv, "no prepared pairs")
     return find_data(config)
 
 
 def preference_start(config: Config, argv: list[str], named: str, data: Path) -> Path:
     """The checkpoint that a stage on the pairs in `data` starts from: `named`, or the experiment's SFT model, which is announced and
-    trained when it is missing."""
+    trained when it is missing; with the model's own chat format it is the model the config names, which is an SFT model already."""
+    if config.data.tokenizer == "chat":
+        return find_folder(named or config.model.init_from)
     if named:
         start = find_checkpoint(Path(named))
         if start is None:
@@ -88,9 +94,23 @@ def preference_start(config: Config, argv: list[str], named: str, data: Path) ->
     return find_checkpoint(config.run_dir / "sft" / "best")
 
 
-def starting_model(config: Config, folder: Path | None, vocab_size: int) -> GPT:
-    """The model a stage starts from: weights in `folder`, or random ones when it is None; its shape must be the config's."""
+def pairs_tokenizer(config: Config, data: Path) -> Tokenizer | ChatTokenizer:
+    """The tokenizer that the prepared pairs in `data` were made with."""
+    return load_chat_tokenizer(data / "tokenizer") if config.data.tokenizer == "chat" else load_tokenizer(str(data / "tokenizer"))
+
+
+def starting_model(config: Config, folder: Path | None, vocab_size: int, empty: bool = False) -> GPT | CausalLM:
+    """The model a stage starts from: weights in `folder`, or random ones when it is None. Of our GPT the shape must be the config's; with the
+    model's own tokenizer and chat format (data.tokenizer=chat) it is any Hugging Face causal LM,
+    on the meta device if `empty`."""
     m = config.model
+    if config.data.tokenizer == "chat":
+        model = open_model(config, folder, empty)
+        if model.config.vocab_size < vocab_size:
+            raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, its tokenizer {vocab_size}.")
+        return model
+    if config.lora.rank:
+        raise UserError("lora.rank > 0 is for Hugging Face models: set data.tokenizer to chat.")
     if folder is None:
         return GPT(GPTConfig(vocab_size, m.block_size, m.n_layer, m.n_head, m.n_embd, m.dropout))
     model = load_model(folder, m.block_size, m.dropout)

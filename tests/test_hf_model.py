@@ -132,9 +132,16 @@ def test_greedy_replies_are_generates_and_sampled_ones_do_not_depend_on_company(
 
 def test_loading_and_its_refusals(tmp_path):
     random_lm(FAMILIES["llama"]).save_pretrained(tmp_path / "m")
-    model = load_causal_lm(tmp_path / "m", 64, torch.bfloat16)
+    model = load_causal_lm(tmp_path / "m", 64, dtype=torch.bfloat16)
     assert next(model.parameters()).dtype == torch.bfloat16 and model.config.vocab_size == 97 and not model.eager
     with pytest.raises(UserError, match="more than the 128 positions"):
         load_causal_lm(tmp_path / "m", 129)
     with pytest.raises(UserError, match="cannot be read"):
         load_causal_lm(tmp_path / "nothing", 64)
+
+
+def test_dropout_is_off_even_in_training_mode(tmp_path, store):
+    random_lm(FAMILIES["gpt2"]).save_pretrained(tmp_path / "gpt2")  # whose config asks for a tenth
+    model, batch = load_causal_lm(tmp_path / "gpt2", 64), make_batch(store, [[0, 1]])
+    with torch.no_grad():
+        assert torch.equal(model.train()(*batch.inputs()), model.eval()(*batch.inputs()))
