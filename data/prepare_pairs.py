@@ -131,7 +131,10 @@ def merged(messages: list[Message]) -> list[Message]:
 
 def clean_sides(tokenizer: ChatTokenizer, chosen: list[Message] | str, rejected: list[Message] | str,
                 changes: list[str]) -> tuple[list[Message], str, str, str, list[str]]:
-    """(prompt, the prompt as text to compare, chosen reply, rejected reply, changes) of the two sides, treated alike. Raises Drop."""
+    """(prompt, the prompt as text to compare, chosen reply, rejected reply, changes) of the two sides, treated alike. Raises Drop.
+
+    A system message is only counted here where it has no place of its own: the tokenizer joins it to the turn that is then the first.
+    """
     if isinstance(chosen, str):
         transcript, good, bad = clean_pair(chosen, rejected)
         prompt, given = to_messages(transcript)[:-1], to_messages(chosen)[:-1]
@@ -151,7 +154,6 @@ def clean_sides(tokenizer: ChatTokenizer, chosen: list[Message] | str, rejected:
             raise Drop("identical replies")
         prompt = merged(given)
     changes = changes + ["turns in a row merged"] * (prompt != given) + [JOINED] * (tokenizer.join_system(prompt) != prompt)
-    prompt = tokenizer.join_system(prompt)
     return prompt, "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt), good, bad, changes
 
 

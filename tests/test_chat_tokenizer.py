@@ -322,12 +322,12 @@ def test_a_template_that_drops_earlier_thinking_still_gives_roles(toks):
 def test_a_template_that_opens_the_thinking_in_the_prompt(folders):
     """There a reply follows the prompt as it is: what such templates make of a whole conversation does not go on from their own prompt."""
     hf = AutoTokenizer.from_pretrained(folders["thinking"])
-    hf.chat_template = """{%- for m in messages %}{{- "<|im_start|>" + m.role + ">" + m.content.split("</think>")[-1] + "<|im_end|>" }}{%- endfor %}
-{%- if add_generation_prompt %}{{- "<|im_start|>assistant><think>" }}{%- endif %}"""
+    hf.chat_template = """{%- for m in messages %}{{- "<|im_start|>" + m.role + "<|endoftext|>" + m.content.split("</think>")[-1] + "<|im_end|>" }}{%- endfor %}
+{%- if add_generation_prompt %}{{- "<|im_start|>assistant<|endoftext|><think>" }}{%- endif %}"""
     tok = ChatTokenizer(hf, "mine")
     talk = said("a", "<think>hm</think>ok", "b")
-    assert tok.decode(tok.encode_messages(talk)[0]).endswith("<|im_start|>user>b<|im_end|><|im_start|>assistant><think>")
-    assert role_texts(tok, talk) in (["ok<|im_end|>"], [">ok<|im_end|>"])  # ">" ends a thought as it ends the role
+    assert tok.decode(tok.encode_messages(talk)[0]).endswith("<|im_start|>user<|endoftext|>b<|im_end|><|im_start|>assistant<|endoftext|><think>")
+    assert role_texts(tok, talk) == ["ok<|im_end|>"]  # not ">ok...": ">" ends the dropped thought as it ends the template's own token
     assert tok.decode(tok.encode_response("hm</think>it is")) == "hm</think>it is<|im_end|>"
 
 

@@ -255,6 +255,9 @@ def test_a_prompt_loses_its_oldest_turns_first_and_keeps_its_system_message(mode
     long_rule = [{"role": "system", "content": "be good " * 50}, talk[5]]
     assert tok.decode(shorten(tok, long_rule, alone + 20)[0]) == tok.decode(tok.encode_messages([talk[5]])[0])  # no room for both: the question
     assert shorten(tok, talk, 5) is None
+    gemma = load_chat_tokenizer(models["gemma"])  # no place for a system message: it goes on to the turn that is now the first
+    shorter = gemma.encode_messages([talk[0], *talk[3:]])[0]
+    assert shorten(gemma, talk, len(shorter))[0] == shorter and gemma.decode(shorter).startswith("<bos><start_of_turn>user\nbe good\n\nthree")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
