@@ -192,7 +192,8 @@ def main(argv: list[str]) -> None:
     shape = model_config(config.model.init_from, config.model.block_size)
     accounts = {f"{n} GPU{'s' * (n > 1)}": account(config, n, shape) for n in a.gpus}
     one = next(iter(accounts.values()))
-    print(f"{config.model.init_from}: {one.total / 1e9:.2f}B parameters, {one.trained / 1e6:.1f}M trained; {config.lora.frozen + ' base, ' if config.lora.rank else ''}"
+    own = one.total - one.trained * bool(config.lora.rank)
+    print(f"{config.model.init_from}: {own / 1e9:.2f}B parameters, {one.trained / 1e6:.1f}M trained; {config.lora.frozen + ' base, ' if config.lora.rank else ''}"
           f"{config.scale.parallel}, micro-batches of {config.dpo.micro_tokens:,} tokens, checkpointing {'on' if config.scale.checkpointing else 'off'}\n")
     print(table(accounts, a.gpu_memory))
     tokens = a.tokens_per_pair or config.model.block_size * 3 // 4

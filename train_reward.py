@@ -15,6 +15,7 @@ from losses import reward_loss
 from reward_model import RewardModel, load_reward_model
 from runtime.checkpoint import weights_hash
 from runtime.config import load_config
+from runtime.distributed import one_process
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import run_main
 from runtime.optim import lr_at, make_optimizer, total_steps, update
@@ -45,6 +46,7 @@ def summarize(chosen: torch.Tensor, rejected: torch.Tensor) -> dict[str, float]:
 def main(argv: list[str]) -> None:
     config = load_config(argv)
     c = config.reward
+    one_process("train_reward.py")
     data = prepared_pairs(config, argv)
     start = preference_start(config, argv, c.init_from, data)
     tokenizer = load_tokenizer(str(data / "tokenizer"))

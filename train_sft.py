@@ -18,6 +18,7 @@ from losses import sft_loss
 from model import GPT, find_folder
 from runtime.checkpoint import find_checkpoint
 from runtime.config import Config, load_config
+from runtime.distributed import one_process
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
 from runtime.optim import lr_at, make_optimizer, total_steps, update
@@ -69,6 +70,7 @@ def earlier_stages(config: Config, stage: str, argv: list[str]) -> tuple[Path, P
 
 
 def main(argv: list[str]) -> None:
+    one_process("train_sft.py")
     stage = "base" if "--stage=base" in argv else "sft"
     config = load_config([a for a in argv if a not in ("--stage=base", "--stage=sft")])
     c = config.base if stage == "base" else config.sft

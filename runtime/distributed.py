@@ -88,6 +88,12 @@ def start() -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
+def one_process(script: str) -> None:
+    """UserError under torchrun, for stages that know one process only: several would write the same files."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError(f"{script} runs in one process: start it with `python {script} ...`; train_dpo.py is the stage that torchrun spreads.")
+
+
 def engine(config: Config, world: World) -> str:
     """"ddp", "fsdp", or "" for one process. UserError for an unknown name."""
     if config.scale.parallel not in ("auto", "ddp", "fsdp"):
