@@ -158,7 +158,8 @@ def beta_dpo_mean(p: Pairs, mean: float = 0.0, momentum: float = 0.9) -> float:
 def discopop(p: Pairs, beta: float = 0.1, tau: float = 0.05) -> Tensor:
     """(1 - m) (-log sigmoid(x)) + m exp(-x), x = beta D, m = sigmoid(x / tau). Lu et al. 2024, eq. 5; tau .05 as there. (ln 2 + 1) / 2 at 0.
 
-    Found by a language model that proposed losses. Cost: not convex; just right of x = 0 it is larger than at 0.
+    Found by a language model that proposed losses. Cost: not convex. Where every run starts its slope is (1 - ln 2) / (4 tau) - 3 / 4, at
+    tau .05 upwards: small steps from x = 0 learn the *opposite* preference (results/sweeps/objectives). tau above .102 turns the sign.
     """
     x = beta * p.delta
     # m exp(-x) in one exponent: for x of -1,000 they are 0 and infinity

@@ -274,3 +274,13 @@ def test_every_docstring_names_formula_source_and_cost():
         assert "Cost" in text or name in ("lddpo", "nll", "dpop_additive"), name
         assert any(year in text for year in ("2023", "2024")) or name in ("ipo_norm", "nll", "dpop_additive"), name
     assert PENALISED <= set(OBJECTIVES) and obj.NEXT_STATE.keys() <= set(OBJECTIVES)
+
+
+def test_discopop_points_the_wrong_way_at_the_start():
+    """By hand: d/dx [(1 - m) L(x) + m e^-x] at 0 = -1/2 (1/2) - 1/2 + m' (1 - ln 2), m' = 1 / (4 tau)."""
+    for tau in (0.05, 0.11, 0.2):
+        chosen = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        zero = torch.zeros(1, dtype=torch.float64)
+        preference_loss(chosen, zero, zero, zero, "discopop", beta=1.0, tau=tau)[0].backward()
+        assert chosen.grad.item() == pytest.approx((1 - math.log(2)) / (4 * tau) - 0.75, abs=1e-9)
+        assert (chosen.grad.item() > 0) == (tau < 0.1023)
