@@ -1,12 +1,12 @@
 # make demo   train and evaluate an aligned model on the toy corpus (about four minutes on two CPU cores)
-# make test   everything a change must pass;  make quick  the core of it
+# make test   everything a change must pass;  make quick  the core of it;  make test-long  all there is
 # Each target makes .venv with the pinned versions first. The README has the plain commands behind every target.
 PYTHON ?= python3
 PY = .venv/bin/python
 # the pins are for Python 3.11; a newer Python takes the lower bounds of requirements.txt
 PINS = $$($(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: demo test quick clean
+.PHONY: demo test test-long quick clean
 
 demo: .venv/ready
 	$(PY) train_dpo.py toy
@@ -14,6 +14,9 @@ demo: .venv/ready
 
 test: .venv/ready
 	$(PY) -m pytest -q tests
+
+test-long: .venv/ready
+	$(PY) -m pytest -q tests -m "slow or not slow"
 
 quick: .venv/ready
 	$(PY) -m pytest -q tests -m "not slow"

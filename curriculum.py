@@ -6,6 +6,7 @@ Difficulty is one number per pair, higher = harder: the source's own `level`, ho
 much alike its replies are (`edit`). A schedule turns it into an order; --dpo.reverse turns the difficulty round. One optimizer and one
 learning-rate schedule run over all stages unless --dpo.stage_restart asks for new ones in each.
 """
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,6 +43,13 @@ class Plan:
         """The number of the stage that `step` belongs to, from 0."""
         return sum(stage.start <= step for stage in self.stages) - 1
 
+    def hash(self) -> str:
+        """16 hex digits that name this order: a difficulty measured by a model can come out otherwise on another device."""
+        sha = hashlib.sha256()
+        for step in self.steps:
+            sha.update(step.astype(np.int64).tobytes())
+        return sha.hexdigest()[:16]
+
     def pairs_of(self, stage: Stage) -> np.ndarray:
         """The different pairs that a stage's steps hold."""
         return np.unique(np.concatenate(self.steps[stage.start:stage.start + stage.steps]))
@@ -54,6 +62,8 @@ def given_levels(store: PairStore) -> np.ndarray:
     levels = np.asarray(store.index["level"], dtype=np.float64)
     if not levels.any():
         raise UserError("--dpo.difficulty=level: this source says no levels (a \"level\" field, or files named easy, medium and hard); use margin or edit.")
+    if not levels.all():
+        raise UserError(f"--dpo.difficulty=level: {int((levels == 0).sum()):,} of {len(levels):,} pairs have no level, and would pass for the easiest.")
     return levels
 
 

@@ -23,6 +23,7 @@ from head import LOGITS_AT_ONCE, TokenLogps, log_square_sums
 from lora import add_adapters, base_settings, has_adapters, init_adapters
 from model import tree_mask
 from runtime.config import Config
+from runtime.distributed import World
 from runtime.errors import UserError
 
 
@@ -160,21 +161,22 @@ class CausalLM(nn.Module):
 def load_causal_lm(folder: Path | str, block_size: int, checkpointing: bool = False, **how: object) -> CausalLM:
     """The model in a Hugging Face folder; SDPA attention where the model has it. `how`: lora.base_settings, or dtype=... UserError when it cannot be read."""
     from transformers import AutoModelForCausalLM
-    problem: Exception | None = None
-    for attention in ("sdpa", "eager"):
-        try:
-            lm = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **how)
-            break
-        except ValueError as e:  # this family has no SDPA
-            problem = e
-        except OSError as e:
-            raise UserError(f"the model in {folder} cannot be read: {str(e).splitlines()[0]}") from None
-    else:
-        raise UserError(f"the model in {folder} cannot be loaded: {problem}") from None
+    lm = with_attention(folder, lambda kind: AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kind, **how))
     without_dropout(lm)
     if checkpointing:
         checkpoint_blocks(lm)
     return CausalLM(lm, block_size)
+
+
+def with_attention(folder: Path | str, make: Callable[[str], nn.Module]) -> nn.Module:
+    """make("sdpa"), or make("eager") for a family without SDPA. UserError when the model cannot be read."""
+    try:
+        try:
+            return make("sdpa")
+        except ValueError:
+            return make("eager")
+    except (OSError, ValueError) as e:
+        raise UserError(f"the model in {folder} cannot be read: {str(e).splitlines()[0]}") from None
 
 
 def without_dropout(lm: nn.Module) -> None:
@@ -206,7 +208,9 @@ def open_model(config: Config, folder: Path, empty: bool = False) -> CausalLM:
     if empty:
         from transformers import AutoConfig, AutoModelForCausalLM
         with torch.device("meta"):
-            model = CausalLM(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), attn_implementation="sdpa", **how).eval(), config.model.block_size)
+            shape = AutoConfig.from_pretrained(folder)
+            lm = with_attention(folder, lambda kind: AutoModelForCausalLM.from_config(shape, attn_implementation=kind, **how))
+            model = CausalLM(lm.eval(), config.model.block_size)
         without_dropout(model.lm)
         if config.scale.checkpointing:
             checkpoint_blocks(model.lm)
@@ -244,7 +248,7 @@ def fill(model: CausalLM, folder: Path, device: torch.device, seed: int) -> None
         init_adapters(model, seed)
 
 
-def choose_rows(model: CausalLM, store: PairStore, autocast: Callable[[], AbstractContextManager]) -> None:
+def choose_rows(model: CausalLM, store: PairStore, autocast: Callable[[], AbstractContextManager], world: World = World()) -> None:
     """Ask the loaded weights whether shared rows give the model's own log-probs, on the longest pair of the store, where windows and
     position limits show. If not, every reply gets a row of its own, and that is said. UserError when even those differ."""
     longest = int(row_lengths(store, 2).argmax())
@@ -254,7 +258,7 @@ def choose_rows(model: CausalLM, store: PairStore, autocast: Callable[[], Abstra
         batch = make_batch(store, [[longest]], separate=not model.prefix_shared).to(model.device)
         with torch.no_grad(), autocast():
             found = model(*batch.inputs()).split([len(reply) for reply in replies])
-            differs = check_rows(model, prompt, *replies, found)
+            differs = world.from_main(check_rows(model, prompt, *replies, found))  # one decision for all ranks
         if not differs:
             if problem:
                 print(f"{problem}: every reply gets a row of its own.")

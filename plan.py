@@ -148,9 +148,8 @@ def account(config: Config, gpus: int, shape: Any = None, scored_share: float = 
     body = sum(p.numel() for p in parameters if id(p) in in_blocks)
     forward = 2 * body + 4 * len(layers) * shape.num_attention_heads * getattr(shape, "head_dim", shape.hidden_size // shape.num_attention_heads) * row / 2 + 2 * head.numel() * scored_share
     passes = (2 if config.lora.rank else 3) + config.scale.checkpointing  # frozen weights need no gradient of their own
-    offloaded = fsdp and config.scale.cpu_offload
-    return Account(0.0 if offloaded else whole / shards, (root + 2 * one_block) if fsdp else 0.0, (0.0 if offloaded else gradient / shards) + (one_block if fsdp and not config.lora.rank else 0.0),
-                   0.0 if offloaded else moments / shards, activations, max(logits, block_again), forward * passes, trained, sum(p.numel() for p in parameters))
+    return Account(whole / shards, (root + 2 * one_block) if fsdp else 0.0, gradient / shards + (one_block if fsdp and not config.lora.rank else 0.0),
+                   moments / shards, activations, max(logits, block_again), forward * passes, trained, sum(p.numel() for p in parameters))
 
 
 def table(accounts: dict[str, Account], memory: float) -> str:

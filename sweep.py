@@ -194,7 +194,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"settings of all runs are written --section.key=value, not {wrong[0]}.")
     grid, common = PRESETS[a.preset] if a.preset else (parse_grid(a.over), {})
     common = common | dict(word[2:].split("=", 1) for word in more)
-    sweep = Sweep(a.config, a.name or a.preset or "grid", a.out.resolve(), grid, common, range(a.seeds), a.threads)
+    # other settings are another sweep: its runs must not stand in the place of finished ones
+    name = a.name or (a.preset or "grid") + (f"_{digest(more)[:6]}" if more and a.preset else "")
+    sweep = Sweep(a.config, name, a.out.resolve(), grid, common, range(a.seeds), a.threads)
     for cell in sweep.cells[:len(grid)]:
         load_config(sweep.arguments(cell))  # a misspelt field should stop here
     earlier_stages(sweep, a.jobs)

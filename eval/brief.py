@@ -59,7 +59,7 @@ def brief(config: Config) -> dict[str, float]:
     pairs = np.sort(np.random.default_rng(e.seed).permutation(len(test))[:e.max_pairs or len(test)])
     trained = DPOConfig(**read_run(folders["dpo"])["config"]["dpo"])
     ours = score_pairs(policy, test, pairs, config.dpo.micro_tokens, device.autocast)
-    theirs = Reference(config, folders["sft"], load_model, root, device).logps("test", test, pairs)[pairs].T
+    theirs = Reference(config, folders["sft"], lambda folder: load_model(folder).to(device.device), root, device).logps("test", test, pairs)[pairs].T
     tokens = [test.index[side][pairs].astype(np.float32) for side in ("chosen", "rejected")]
     p = make_pairs(*(torch.from_numpy(np.ascontiguousarray(column)) for column in (*ours, *theirs, *tokens)))
     right = ranked_right(*rewards(p, trained.objective, {"beta": trained.beta} if trained.beta >= 0 else {}))

@@ -50,14 +50,14 @@ def prompt_ids(tokenizer: Any, messages: list[dict[str, str]], room: int) -> lis
     return ids
 
 
-def write_samples(config: Config, epoch: int, model: Any, tokenizer: Any, device: Device, world: World = World(), base: bool = False,
-                  start: Callable[[], Any] | None = None) -> None:
+def write_samples(config: Config, epoch: int, model: Any, tokenizer: Any, device: Device, world: World = World(), weights: str = "",
+                  base: bool = False, start: Callable[[], Any] | None = None) -> None:
     """inference/samples_epoch_<epoch>.csv from `model`; every rank calls it. base: from the model training starts from: the adapters are
-    off, or without adapters `start` loads it. A base file of the same model, prompts and settings is kept, unless override_base is set."""
+    off, or without adapters `start` loads it; `weights` names it. A base file of the same model, prompts and settings is kept, unless override_base is set."""
     e, messages = config.eval, read_prompts(config.dpo.samples_file)
     folder = config.run_dir / "inference"
     made_with = {"prompts": digest(messages), "seed": e.seed, "temperature": e.temperature, "top_p": e.top_p, "top_k": e.top_k, "max_new_tokens": e.max_new_tokens,
-                 "start": config.dpo.init_from or config.model.init_from}
+                 "weights": weights, "block_size": config.model.block_size, "dtype": str(device.dtype), "frozen": config.lora.frozen if config.lora.rank else ""}
     path, note = folder / f"samples_epoch_{epoch:02d}.csv", folder / "base.json"
     if base and world.from_main(path.exists() and read_json(note) == made_with) and not config.override_base:
         return
@@ -84,11 +84,11 @@ def answers(config: Config, model: Any, tokenizer: Any, messages: Sequence[list[
     e = config.eval
     shared = world.size > 1 and not is_sharded(model)
     mine = range(world.rank, len(messages), world.size) if shared else range(len(messages))
-    ids = [prompt_ids(tokenizer, messages[i], model.config.block_size - 1) for i in mine]
+    ids = [prompt_ids(tokenizer, asked, model.config.block_size - 1) for asked in messages]  # all of them: what is wrong with one, all ranks must find
     how = {"max_new_tokens": e.max_new_tokens, "eot_id": tokenizer.eot_id, "temperature": e.temperature, "top_k": e.top_k, "top_p": e.top_p, "seed": e.seed,
            "sample_index": 0, "stop": b"", "token_bytes": None, "batch_size": e.batch_size, "show": "samples" if world.main else ""}
     with device.autocast():
-        written = generate(model, ids, **how) if isinstance(model, GPT) else model.generate(ids, **how)
+        written = generate(model, [ids[i] for i in mine], **how) if isinstance(model, GPT) else model.generate([ids[i] for i in mine], **how)
     texts = dict(zip(mine, (tokenizer.decode(reply).strip() for reply in written)))
     if shared:
         gathered: list[dict[int, str]] = [{} for _ in range(world.size)]

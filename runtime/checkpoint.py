@@ -22,6 +22,7 @@ from runtime.distributed import World, is_sharded
 from runtime.errors import UserError, is_disk_full
 from tokenizer import Tokenizer
 
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # under adapters the frozen weights come from where they came from
 SHARDS = "shards"  # the folder of a checkpoint that FSDP ranks write together (torch.distributed.checkpoint)
 CARD = """---
 library_name: transformers
@@ -69,15 +70,16 @@ def save_checkpoint(folder: Path, model: GPT | RewardModel, tokenizer: Tokenizer
     """
     tmp = folder.with_name(folder.name + ".tmp")
     sharded, adapted = is_sharded(model), has_adapters(model)
+    base = run["stage"] == "dpo" and run["config"]["dpo"]["init_from"] or run["config"]["model"]["init_from"]  # what the run started from
     if world.main:
         shutil.rmtree(tmp, ignore_errors=True)
         tmp.mkdir(parents=True)
     world.wait()
     try:
         if sharded and state is not None:
-            dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer))), checkpoint_id=tmp / SHARDS)
+            dcp.save(dict(zip(("model", "optimizer"), get_state_dict(model, optimizer, options=TRAINED))), checkpoint_id=tmp / SHARDS)
         if adapted:  # small: always whole
-            save_adapters(model, tmp, LoraConfig(**run["config"]["lora"]), run["config"]["model"]["init_from"], write=world.main)
+            save_adapters(model, tmp, LoraConfig(**run["config"]["lora"]), base, write=world.main)
         gather = sharded and whole and not adapted
         weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)) if gather else None
         if world.main:
@@ -85,7 +87,7 @@ def save_checkpoint(folder: Path, model: GPT | RewardModel, tokenizer: Tokenizer
                 write_weights(model, tmp, tokenizer.eot_id, weights)
             tokenizer.save(tmp, model.config.block_size)
             (tmp / "README.md").write_text((CARD if isinstance(model, GPT | RewardModel) else HF_CARD).format(
-                params=model.n_params(), stage=run["stage"], step=run["step"], base=run["config"]["model"]["init_from"]))
+                params=model.n_params(), stage=run["stage"], step=run["step"], base=base))
             if state is not None:
                 torch.save(state, tmp / "train_state.pt")
             (tmp / "run.json").write_text(json.dumps(run, indent=1))
@@ -118,9 +120,9 @@ def has_shards(folder: Path) -> bool:
 def load_shards(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Read weights and optimizer of a checkpoint in shards into a model on any number of ranks, one process included."""
     names = ("model", "optimizer")
-    found = dict(zip(names, get_state_dict(model, optimizer)))
+    found = dict(zip(names, get_state_dict(model, optimizer, options=TRAINED)))
     dcp.load(found, checkpoint_id=folder / SHARDS)
-    set_state_dict(model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"])
+    set_state_dict(model, optimizer, model_state_dict=found["model"], optim_state_dict=found["optimizer"], options=TRAINED)
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -164,7 +166,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def weights_hash(folder: Path) -> str:
-    """What names the weights in a folder: the hash of model.safetensors; of files beyond 4 GB in all, names, sizes and 64 KB samples.
+    """What names the weights in a folder: the hash of model.safetensors; of several files, or more than 4 GB, names, sizes and 64 KB samples.
 
     Reading a 70B checkpoint takes minutes, and no training leaves all samples as they were. UserError when there are no weights.
     """

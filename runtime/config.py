@@ -51,7 +51,6 @@ class LoraConfig:
 class ScaleConfig:
     parallel: str = opt("auto", "under torchrun: ddp (each rank holds the model) | fsdp (each rank holds a shard); auto = ddp")
     checkpointing: bool = opt(False, "compute each block's activations twice instead of keeping them")
-    cpu_offload: bool = opt(False, "fsdp: keep shards and optimizer in host memory")
     optimizer: str = opt("adamw", "adamw | adamw8bit (needs bitsandbytes and a GPU)")
 
 

@@ -113,8 +113,8 @@ def shard(model: nn.Module, config: Config, world: World, device: torch.device) 
         if config.lora.rank and config.lora.frozen == "nf4":
             raise UserError("FSDP cannot shard 4-bit weights: use --lora.frozen=bfloat16, or --scale.parallel=ddp with a copy on every GPU.")
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
-        how = {"mesh": init_device_mesh(device.type, (world.size,)), "offload_policy": CPUOffloadPolicy() if config.scale.cpu_offload else OffloadPolicy()}
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        how = {"mesh": init_device_mesh(device.type, (world.size,))}
         for block in blocks(model):
             fully_shard(block, **how)
         # embeddings, last norm and head, which the root's own forward uses. PyTorch would leave them whole after a pass without gradient, and an
@@ -140,13 +140,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextmanager
 def reduced(net: nn.Module, last: bool) -> Iterator[None]:
-    """Backward passes in here exchange gradients between ranks only if `last`: once per step, not once per micro-batch."""
+    """Backward passes in here exchange gradients between DDP's ranks only if `last`: once per step, not once per micro-batch. FSDP2 always does:
+    until it has, every rank would hold all gradients whole."""
     if isinstance(net, nn.parallel.DistributedDataParallel) and not last:
         with net.no_sync():
             yield
         return
-    if is_sharded(net):
-        net.set_requires_gradient_sync(last)
     yield
 
 

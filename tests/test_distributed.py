@@ -60,7 +60,7 @@ def from_sft(out: Path, name: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks, engine", [(2, "ddp"), (4, "ddp"), (2, "fsdp"), (4, "fsdp")])
+@pytest.mark.parametrize("ranks, engine", [(2, "ddp"), (4, "fsdp"), pytest.param(4, "ddp", marks=pytest.mark.long), pytest.param(2, "fsdp", marks=pytest.mark.long)])
 def test_any_number_of_processes_makes_the_same_curve(one, ranks, engine):
     """Ragged lengths, several micro-batches per rank, and steps of three pairs, of which a fourth rank gets none."""
     out, expected = one
@@ -77,7 +77,7 @@ def torch_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("fsdp", marks=pytest.mark.long)])
 def test_objectives_that_look_at_the_whole_step_gather_it(one, engine):
     out, _ = one
     kto = ["--dpo.objective=kto", "--dpo.max_steps=12"]
