@@ -21,7 +21,6 @@ from runtime.errors import UserError
 from runtime.optim import total_steps
 
 SCHEDULES = ("none", "staged", "cumulative", "linear", "hardest_last")
-DIFFICULTIES = ("level", "margin", "edit")
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,11 @@ class CausalLM(nn.Module):
 def load_causal_lm(folder: Path | str, block_size: int, checkpointing: bool = False, **how: object) -> CausalLM:
     """The model in a Hugging Face folder; SDPA attention where the model has it. `how`: lora.base_settings, or dtype=... UserError when it cannot be read."""
     from transformers import AutoModelForCausalLM
-    lm = with_attention(folder, lambda kind: AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kind, **how))
+    return behind_our_door(with_attention(folder, lambda kind: AutoModelForCausalLM.from_pretrained(folder, attn_implementation=kind, **how)), block_size, checkpointing)
+
+
+def behind_our_door(lm: nn.Module, block_size: int, checkpointing: bool) -> CausalLM:
+    """`lm` as training wants it: without dropout, its blocks checkpointed or not."""
     without_dropout(lm)
     if checkpointing:
         checkpoint_blocks(lm)
@@ -210,10 +214,7 @@ def open_model(config: Config, folder: Path, empty: bool = False) -> CausalLM:
         with torch.device("meta"):
             shape = AutoConfig.from_pretrained(folder)
             lm = with_attention(folder, lambda kind: AutoModelForCausalLM.from_config(shape, attn_implementation=kind, **how))
-            model = CausalLM(lm.eval(), config.model.block_size)
-        without_dropout(model.lm)
-        if config.scale.checkpointing:
-            checkpoint_blocks(model.lm)
+            model = behind_our_door(lm.eval(), config.model.block_size, config.scale.checkpointing)
     else:
         model = load_causal_lm(folder, config.model.block_size, config.scale.checkpointing, **how)
     if config.lora.rank:

@@ -16,7 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from head import LOGITS_AT_ONCE
-from hf_model import CausalLM, checkpoint_blocks
+from hf_model import CausalLM, behind_our_door
 from lora import LoraLinear, add_adapters
 from runtime.config import Config, load_config
 from runtime.distributed import blocks
@@ -79,9 +79,7 @@ def build(shape: Any, config: Config, layers: int = 0) -> CausalLM:
         if getattr(shape, "layer_types", None):
             shape.layer_types = shape.layer_types[:layers]
     lm = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa", dtype=torch.bfloat16 if config.lora.rank and config.lora.frozen != "float32" else torch.float32)
-    if config.scale.checkpointing:
-        checkpoint_blocks(lm)
-    model = CausalLM(lm, config.model.block_size)
+    model = behind_our_door(lm, config.model.block_size, config.scale.checkpointing)
     if config.lora.rank:
         add_adapters(model, config.lora, 0)
     return model.train()

@@ -58,9 +58,14 @@ class Reference:
     def __init__(self, config: Config, start: Path, load: Callable[[Path], GPT], data: Path, device: Device, tail_weight: float = 1.0,
                  world: World = World()):
         """start: the checkpoint it begins as. load: makes a model of a checkpoint folder. data: the prepared pairs."""
-        self.config, self.folder, self._load, self.data, self.device, self.tail_weight, self.world = config, start, load, data, device, tail_weight, world
+        self.config, self._load, self.data, self.device, self.tail_weight, self.world = config, load, data, device, tail_weight, world
+        self.move(start)
         self.free = reference_free(config.dpo.objective)
         self.train = self.val = np.zeros((0, 2), dtype=np.float32)
+
+    def move(self, folder: Path) -> None:
+        """From here on its weights are those in `folder`; `weights` names them."""
+        self.folder, self.weights = folder, weights_hash(folder)
 
     def load(self) -> GPT:
         """The reference model itself."""
@@ -69,7 +74,7 @@ class Reference:
     def logps(self, split: str, store: PairStore, needed: np.ndarray) -> np.ndarray:
         """[n, 2] of a split, whatever the objective, from a file whose name says all that the values depend on."""
         c = self.config
-        key = digest([weights_hash(self.folder), self.data.name, str(self.device.dtype), self.device.device.type, c.compile,
+        key = digest([self.weights, self.data.name, str(self.device.dtype), self.device.device.type, c.compile,
                       *([self.tail_weight] if self.tail_weight != 1 else []), *([c.lora.frozen] if c.lora.rank else [])])
         cache = Path(c.out) / "data" / "reference" / key / f"{split}.npy"
         return reference_logps(cache, self.load, store, needed, self.device, c.dpo.micro_tokens, self.tail_weight, self.world)

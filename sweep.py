@@ -9,7 +9,6 @@ that model is made of. Writes <out>/sweeps/<name>/: runs.jsonl (one line per run
 """
 import argparse
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from eval import sweep_report
 from objectives import OBJECTIVES
 from runtime.config import ROOT, digest, load_config
 from runtime.errors import UserError, run_main
+from runtime.run import read_metrics
 
 Settings = dict[str, object]  # dotted config field -> value
 SHORT = {"dpo.max_steps": 80, "dpo.lr": 5e-5, "dpo.watch_prompts": 0, "dpo.eval_every": 40, "dpo.eval_rows": 256, "eval.prompts_per_kind": 200, "eval.max_pairs": 600}
@@ -154,7 +154,7 @@ def collect(sweep: Sweep) -> list[dict]:
     for cell in sweep.cells:
         found = read_json(sweep.result(cell))
         if found is not None:
-            curve = [json.loads(line) for line in (sweep.result(cell).parent / "dpo" / "metrics.jsonl").read_text().splitlines()]
+            curve = read_metrics(sweep.result(cell).parent / "dpo" / "metrics.jsonl")
             rows.append({"label": cell.label, "seed": cell.seed, "settings": dict(cell.settings), "figures": found,
                          "curve": [{key: row[key] for key in sweep_report.CURVES} | {"step": row["step"]} for row in curve if row["split"] == "val"]})
     return rows

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from batching import Batch, reply_tokens, row_lengths, score_pairs, sequence_logps, show_mask, steps_ahead
-from curriculum import DIFFICULTIES, Plan, given_levels, make_plan, reference_error, reply_likeness, show_plan
+from curriculum import Plan, given_levels, make_plan, reference_error, reply_likeness, show_plan
 from data.store import PairStore
 from eval.samples import write_samples
 from eval.watch import watched_prompts, what_it_writes
@@ -25,7 +25,7 @@ from model import GPT
 from objectives import PENALISED, WHOLE_STEP, beta_of, check, first, join, make_pairs, next_state, pair_losses, parse, reference_free, rewards, settings_of, step_gradients, takes
 from reference import Reference, folder_of, forget_before, mix
 from runtime import distributed
-from runtime.checkpoint import has_shards, weights_hash
+from runtime.checkpoint import has_shards
 from runtime.config import Config, DPOConfig, LoraConfig, load_config
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.distributed import World
@@ -67,7 +67,7 @@ def plan_of(c: DPOConfig, store: PairStore, seed: int, scores: Callable[[], np.n
     """
     measures = {"level": lambda: given_levels(store), "edit": lambda: reply_likeness(store), "margin": lambda: reference_error(store, scores())}
     if c.difficulty not in measures:
-        raise UserError(f"--dpo.difficulty: '{c.difficulty}' is none of {', '.join(DIFFICULTIES)}.")
+        raise UserError(f"--dpo.difficulty: '{c.difficulty}' is none of {', '.join(measures)}.")
     plan = make_plan(c, len(store), seed, None if c.curriculum == "none" else measures[c.difficulty]())
     if c.reference_update and len(plan.stages) == 1:
         raise UserError("dpo.reference_update moves the reference where a stage or pass ends, and this plan has only one.")
@@ -244,7 +244,7 @@ def score_reference(s: Setup, c: DPOConfig, stage: int) -> None:
 def move_reference(s: Setup, c: DPOConfig, model: GPT, run: Run, stage: int) -> None:
     """A stage begins: its reference is the one before with the policy mixed in."""
     run.save(f"reference_{stage}", mix(model, s.reference.load(), c.reference_update), s.tokenizer, s.data)
-    s.reference.folder = folder_of(run.folder, stage, s.start)
+    s.reference.move(folder_of(run.folder, stage, s.start))
     score_reference(s, c, stage)
     run.means, run.best, run.bad = {}, float("inf"), 0  # rewards begin again at 0; losses against two references do not compare
 
@@ -256,7 +256,7 @@ def main(argv: list[str]) -> None:
     s = set_up(config, argv, settings)
     if s is None:
         return
-    weights = weights_hash(s.start)
+    weights = s.reference.weights  # it has not moved yet
     made_of = fingerprint(config, "dpo", s.data) | {"starting_weights": weights} | ({} if c.curriculum == "none" else {"plan": s.plan.hash()})
     run = Run(config, "dpo", made_of, s.world)
     if run.finished:
@@ -264,7 +264,7 @@ def main(argv: list[str]) -> None:
     fresh, total, lengths = run.last is None, len(s.plan.steps), row_lengths(s.train, 2)
     stage = s.plan.stage_at(max(run.step - 1, 0))  # of the last step made: the loop itself enters the next one
     if c.reference_update:
-        s.reference.folder = folder_of(run.folder, stage, s.start)
+        s.reference.move(folder_of(run.folder, stage, s.start))
     score_reference(s, c, stage)
 
     model = policy(s, run).train()

@@ -22,7 +22,7 @@ from runtime.distributed import one_process
 from runtime.device import Device, peak_memory_gb, setup_device
 from runtime.errors import UserError, run_main
 from runtime.optim import lr_at, make_optimizer, total_steps, update
-from runtime.run import Run, fingerprint, finished, run_stage, starting_model
+from runtime.run import Run, fingerprint, finished, prepared_pairs, run_stage, starting_model
 from tokenizer import load_tokenizer
 
 
@@ -50,11 +50,7 @@ def earlier_stages(config: Config, stage: str, argv: list[str]) -> tuple[Path, P
 
     What is missing is announced and run: the pairs, the plain text (base), the base model (SFT of a from-scratch model).
     """
-    data = find_data(config)
-    if data is None:
-        run_stage("data/prepare_hh.py", argv, "no prepared pairs")
-        data = find_data(config)
-    documents = data
+    data = documents = prepared_pairs(config, argv)
     start = None if config.model.init_from == "scratch" else find_folder(config.model.init_from)
     if stage == "base":
         documents = find_text(config)
