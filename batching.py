@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import count
+from typing import TextIO
 
 import numpy as np
 import torch
@@ -277,12 +278,12 @@ def score_pairs(model: GPT, store: PairStore, indices: np.ndarray, micro_tokens:
 
 # ---- seeing the mask ------------------------------------------------------------------------------------------------
 
-def show_mask(batch: Batch, tokenizer: Tokenizer, stream=sys.stdout) -> None:
+def show_mask(batch: Batch, tokenizer: Tokenizer, stream: TextIO | None = None) -> None:
     """Print the first row of a batch: plain context, scored chosen tokens green, scored rejected tokens red.
 
     Read back from `targets` and `owner` themselves, so the picture cannot differ from what is trained. Not a terminal: {+chosen+}, {-rejected-}.
     """
-    T = batch.ids.shape[1]
+    T, stream = batch.ids.shape[1], stream or sys.stdout  # not as the default value: that would be the stdout of the import
     side = {0: ("\x1b[32m", "\x1b[0m"), 1: ("\x1b[31m", "\x1b[0m")} if stream.isatty() else {0: ("{+", "+}"), 1: ("{-", "-}")}
     scored: dict[int, int] = {}  # position in the row -> branch
     for at, owner in zip(batch.predict_at.tolist(), batch.owner.tolist()):
