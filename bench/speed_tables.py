@@ -107,7 +107,9 @@ Positions of padding are counted as work: {100 * (1 - s['useful_share_of_positio
 
 {table(["stage", "M tokens", "PFLOP in fp16", "PFLOP in float32", "minutes"], rows)}
 
-{table(["memory", "GB"], memory)}"""
+{table(["memory", "GB"], memory)}
+
+`hh_30m`, counted in the same way (`bench/t4_plan.py hh_30m`; its base stage with full rows): {60 * load("t4_plan_hh_30m")['hours']:.0f} minutes, {load("t4_plan_hh_30m")['memory_gb']:.1f} GB."""
 
 
 def readme_part() -> str:

@@ -1,11 +1,11 @@
-"""Will `hh_small` train on a free T4? Hours and gigabytes by counting: FLOPs of all of HH, bytes of weights, optimizer and activations.
+"""Will `hh_small` (or another HH config) train on a free T4? Hours and gigabytes by counting: FLOPs of all stages, bytes of weights, optimizer and activations.
 
-    python bench/t4_plan.py --source FOLDER_WITH_HH_FILES [--tflops 8.4] [--float32_tflops 2.8]
+    python bench/t4_plan.py [hh_30m] --source FOLDER_WITH_HH_FILES [--tflops 8.4] [--float32_tflops 2.8]
 
 Tokens are counted on the given pairs and scaled to the 160,800 of HH. Padding is counted as the plan of the real batches makes it, attention with
 its masked half; validation (ten times 256 rows) is not. Activations are counted by listening to what autograd keeps of one micro-batch on a CPU, in bf16, whose size is fp16's. What remains an
 assumption is the two speeds: 35 % of what a T4 sustains in fp16 (24 TFLOP/s) and of its 8.1 in float32, in which the head's forward
-pass runs. Writes results/speed/t4_plan.json.
+pass runs. A base stage is counted with full rows of the block, all tokens scored. Writes results/speed/t4_plan.json (of other configs t4_plan_<name>.json).
 """
 import argparse
 import sys
@@ -70,12 +70,13 @@ def activation_bytes(model: GPT, store: PairStore, branches: int, micro_tokens: 
 
 def main(argv: list[str]) -> None:
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    a.add_argument("config", nargs="?", default="hh_small")
     a.add_argument("--source", required=True, help="HH files: a folder of .jsonl.gz")
     a.add_argument("--tflops", type=float, default=8.4)
     a.add_argument("--float32_tflops", type=float, default=2.8)
     a = a.parse_args(argv)
     with TemporaryDirectory() as tmp:
-        config = load_config(["hh_small", f"--data.source={a.source}", f"--out={tmp}"])
+        config = load_config([a.config, f"--data.source={a.source}", f"--out={tmp}"])
         store = PairStore(prepare(config) / "train")
         m = config.model
         model = GPT(GPTConfig(50257, m.block_size, m.n_layer, m.n_head, m.n_embd))
@@ -88,14 +89,22 @@ def main(argv: list[str]) -> None:
     body = model.n_params(embeddings=False)
 
     def forward(work: dict[str, float], full: float, row: float) -> tuple[float, float]:
-        """(fp16 FLOPs of the blocks, float32 FLOPs of the head) of one forward pass over HH, padding and masked attention included."""
-        return times * work["tokens"] / full * (2 * body + 4 * c.n_embd * c.n_layer * row), times * 2 * c.vocab_size * c.n_embd * work["scored"]
+        """(fp16 FLOPs of the blocks, float32 FLOPs of the head) of one forward pass, padding and masked attention included."""
+        return work["tokens"] / full * (2 * body + 4 * c.n_embd * c.n_layer * row), 2 * c.vocab_size * c.n_embd * work["scored"]
+
+    def scaled(work: dict[str, float], by: float) -> dict[str, float]:
+        return {name: by * n for name, n in work.items()}
+    sft, dpo = scaled(sft, times * config.sft.epochs), scaled(dpo, times * min(1.0, (config.dpo.max_pairs or HH_ROWS) / HH_ROWS))
+    stages = [("SFT", sft, fills["sft"], 3, 3), ("DPO, reference pass", dpo, fills["dpo"], 1, 0), ("DPO, policy", scaled(dpo, config.dpo.epochs), fills["dpo"], 3, 3)]
+    if config.base.enabled:
+        text = config.base.max_steps * config.base.batch * c.block_size
+        stages.insert(0, ("base", {"tokens": text, "scored": text}, (1.0, c.block_size), 3, 3))
     rows = []
-    for name, work, passes, head_low in (("SFT", sft, 3, 3), ("DPO, reference pass", dpo, 1, 0), ("DPO, policy", dpo, 3, 3)):  # in fp16 the head makes its logits again
-        blocks, head = forward(work, *fills["sft" if name == "SFT" else "dpo"])
+    for name, work, full, passes, head_low in stages:  # in fp16 the head makes its logits again
+        blocks, head = forward(work, *full)
         low, exact = passes * blocks + head_low * head, head
         seconds = low / a.tflops / 1e12 + exact / a.float32_tflops / 1e12
-        rows.append({"stage": name, "tokens_millions": times * work["tokens"] / 1e6, "fp16_pflops": low / 1e15, "float32_pflops": exact / 1e15, "minutes": seconds / 60})
+        rows.append({"stage": name, "tokens_millions": work["tokens"] / 1e6, "fp16_pflops": low / 1e15, "float32_pflops": exact / 1e15, "minutes": seconds / 60})
         print(f"{name:20} {rows[-1]['tokens_millions']:6.1f}M tokens, {low / 1e15:5.1f} PFLOP in fp16 + {exact / 1e15:4.2f} in float32: {seconds / 60:5.0f} min")
     weights = 4 * model.n_params()
     memory = {"weights, gradients, two moments, float32": 4 * weights, "fp16 copies of the weights": weights / 2,
@@ -104,7 +113,7 @@ def main(argv: list[str]) -> None:
     for what, size in memory.items():
         print(f"{what:50} {size / 1e9:5.2f} GB")
     hours, total = sum(row["minutes"] for row in rows) / 60, sum(memory.values()) / 1e9
-    save("t4_plan", {"what": "hh_small on a T4, counted", "assumed_fp16_tflops": a.tflops, "assumed_float32_tflops": a.float32_tflops, "pairs_counted": len(store), "scaled_to": HH_ROWS,
+    save("t4_plan" if a.config == "hh_small" else f"t4_plan_{a.config}", {"what": f"{a.config} on a T4, counted", "assumed_fp16_tflops": a.tflops, "assumed_float32_tflops": a.float32_tflops, "pairs_counted": len(store), "scaled_to": HH_ROWS,
                      "useful_share_of_positions": {name: share for name, (share, _) in fills.items()}, "stages": rows, "hours": hours, "bytes": memory, "memory_gb": total})
     print(f"{hours:.2f} hours, {total:.1f} GB; of the computed positions {100 * fills['sft'][0]:.0f} % (SFT) and {100 * fills['dpo'][0]:.0f} % (DPO) are not padding")
 
