@@ -4,7 +4,7 @@ A token's keys and values never change, so they are kept, and each new token cos
 is left is reading all weights once per step, however many rows share it: speed is keeping the batch full of unfinished rows.
 """
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -98,7 +98,6 @@ class Cache:
         return self.rows
 
 
-@torch.no_grad()
 def generate(model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int | Sequence[int], eot_id: int, temperature: float = 1.0, top_k: int = 0,
              top_p: float = 1.0, seed: int = 0, sample_index: int | Sequence[int] = 0, stop: bytes = b"",
              token_bytes: Sequence[bytes] | None = None, batch_size: int = 64, show: str = "") -> list[list[int]]:
@@ -110,6 +109,25 @@ def generate(model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: in
     not depend on which prompts share its batch. For k samples of a prompt give it k times, with as many values of sample_index.
     `show` names a progress bar.
     Raises ValueError for a prompt that fills the block.
+    """
+    replies: list[list[int]] = [[] for _ in prompts]
+    with tqdm(total=len(prompts), desc=show, leave=False, disable=not show) as bar:
+        for i, token in stream(model, prompts, max_new_tokens=max_new_tokens, eot_id=eot_id, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                               sample_index=sample_index, stop=stop, token_bytes=token_bytes, batch_size=batch_size):
+            if token is None:
+                bar.update()
+            else:
+                replies[i].append(token)
+    return replies
+
+
+@torch.no_grad()  # for a generator: while it works, not while its caller does
+def stream(model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int | Sequence[int], eot_id: int, temperature: float = 1.0, top_k: int = 0,
+           top_p: float = 1.0, seed: int = 0, sample_index: int | Sequence[int] = 0, stop: bytes = b"",
+           token_bytes: Sequence[bytes] | None = None, batch_size: int = 64) -> Iterator[tuple[int, int | None]]:
+    """`generate` token by token: (number of the prompt, its next id) as each is drawn, (number, None) where a reply has ended.
+
+    Raises ValueError, at the first token that is asked for, where `generate` does.
     """
     block, longest = model.config.block_size, max(map(len, prompts), default=0)
     if longest >= block:
@@ -123,7 +141,7 @@ def generate(model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: in
     keys = np.array([prompt_key(p, k) for p, k in zip(prompts, indices, strict=True)], dtype=np.uint64)
     # longest first: like lengths are read together, equal prompts are neighbours, and memory is at its largest at the start
     waiting = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), prompts[i], indices[i]))[::-1]
-    replies: list[list[int]] = [[] for _ in prompts]
+    made = [0] * len(prompts)  # tokens of each reply so far
     tails = [b""] * len(prompts)
     rows: list[int] = []  # the prompt that each row of the cache answers
     autocast = torch.is_autocast_enabled(model.device.type)
@@ -132,34 +150,34 @@ def generate(model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: in
     cache = Cache(model.config, min(batch_size, len(prompts)), min(block, most), model.device, dtype)
     was_training = model.training
     model.eval()
-    bar = tqdm(total=len(prompts), desc=show, leave=False, disable=not show)
-    while waiting or rows:
-        free = cache.lengths.numel() - len(rows)
-        if waiting and (not rows or 4 * free >= batch_size):
-            new = [waiting.pop() for _ in range(min(free, len(waiting)))]
-            read = cache.read_prompts(model, [prompts[i] for i in new])
-            x = torch.cat([x, read]) if rows else read  # final states [rows, C], from which each row's next token is drawn
-            rows += new
-        u = uniforms(seed, keys[rows], np.array([len(replies[i]) for i in rows]))
-        tokens = pick(next_logits(model, x), temperature, top_k, top_p, torch.from_numpy(u))  # [rows]
-        ids = tokens.tolist()
-        for row in range(len(rows) - 1, -1, -1):  # from the end: a finished row's place is taken by one that was looked at
-            i, token = rows[row], ids[row]
-            if token != eot_id:
-                replies[i].append(token)
-            if stop:
-                tails[i] = (tails[i] + token_bytes[token])[-4 * len(stop):]
-            full = len(replies[i]) == limits[i] or len(prompts[i]) + len(replies[i]) >= block
-            if token == eot_id or full or (stop and stop in tails[i]):
-                last = cache.drop(row)
-                rows[row], ids[row] = rows[last], ids[last]
-                rows.pop(), ids.pop()
-                bar.update()
-        if rows:
-            x = cache.step(model, torch.tensor(ids, device=model.device))
-    bar.close()
-    model.train(was_training)
-    return replies
+    try:
+        while waiting or rows:
+            free = cache.lengths.numel() - len(rows)
+            if waiting and (not rows or 4 * free >= batch_size):
+                new = [waiting.pop() for _ in range(min(free, len(waiting)))]
+                read = cache.read_prompts(model, [prompts[i] for i in new])
+                x = torch.cat([x, read]) if rows else read  # final states [rows, C], from which each row's next token is drawn
+                rows += new
+            u = uniforms(seed, keys[rows], np.array([made[i] for i in rows]))
+            tokens = pick(next_logits(model, x), temperature, top_k, top_p, torch.from_numpy(u))  # [rows]
+            ids = tokens.tolist()
+            for row in range(len(rows) - 1, -1, -1):  # from the end: a finished row's place is taken by one that was looked at
+                i, token = rows[row], ids[row]
+                if token != eot_id:
+                    made[i] += 1
+                    yield i, token
+                if stop:
+                    tails[i] = (tails[i] + token_bytes[token])[-4 * len(stop):]
+                full = made[i] == limits[i] or len(prompts[i]) + made[i] >= block
+                if token == eot_id or full or (stop and stop in tails[i]):
+                    last = cache.drop(row)
+                    rows[row], ids[row] = rows[last], ids[last]
+                    rows.pop(), ids.pop()
+                    yield i, None
+            if rows:
+                x = cache.step(model, torch.tensor(ids, device=model.device))
+    finally:  # also when the caller stops listening
+        model.train(was_training)
 
 
 def next_logits(model: GPT, x: Tensor) -> Tensor:

@@ -144,7 +144,7 @@ def check_first_step(p: Pairs, losses: Tensor, objective: str, settings: dict[st
     gap = (torch.stack([p.w, p.l], dim=1)).abs()
     tokens = torch.stack([p.chosen_tokens, p.rejected_tokens], dim=1)
     allowed = 1e-4 * tokens if exact else (0.03 * tokens.sqrt()).clamp(min=0.05)
-    if bool((gap > allowed).any()):
+    if not bool((gap <= allowed).all()):  # NaN included
         raise UserError(f"step {step}: the policy's log-probs differ from the reference's by up to {gap.max().item():.4f} nats although they are the same model.")
     expected = pair_losses(replace(p, chosen=p.ref_chosen, rejected=p.ref_rejected), objective, settings).mean().item()
     # the loss may be off by what gaps of this size can do to it: much, under a large penalty

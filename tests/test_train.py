@@ -15,6 +15,7 @@ import train_sft
 from data.store import PairStore, StoreWriter
 from generate import generate
 from model import load_model
+from objectives import make_pairs, pair_losses
 from runtime.checkpoint import find_checkpoint, load_state, save_checkpoint
 from runtime.config import ROOT, TrainConfig
 from runtime.device import pick_dtype
@@ -368,3 +369,14 @@ def test_sample_prints_a_reply(done):
     command = [sys.executable, "sample.py", str(done / "toy/sft/best"), "How do I paint the door of my own shed?", "--samples=2", "--max_new_tokens=12"]
     first = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert first.strip() and first == subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_check_of_the_first_step_stops_what_is_not_a_number_and_what_is_another_reference():
+    logps = [torch.tensor([-10.0, -12.0]) for _ in range(4)]
+    def check(chosen):
+        p = make_pairs(torch.tensor(chosen), *logps[1:], *[torch.tensor([4.0, 5.0])] * 2)
+        train_dpo.check_first_step(p, pair_losses(p, "dpo", {"beta": 0.1}), "dpo", {"beta": 0.1}, exact=True)
+    check([-10.0, -12.0])
+    for chosen in ([-10.0, float("nan")], [-10.0, -12.01]):
+        with pytest.raises(UserError, match="differ from the reference"):
+            check(chosen)
