@@ -1,0 +1,89 @@
+"""Assignment 4: preference losses from log-probs. The handout is course/a4/handout.md.
+
+Log-probs are in nats. P pairs; of each pair y_w is the chosen reply and y_l the rejected one. The policy is what you train, the reference what it
+started as. Only torch may be imported.
+"""
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# One paragraph each, before and after you run `python -m course.train a4 my_a4.py`; the questions are in the handout.
+# "before": what will the loss be at step 0, and where will the chosen replies' log-prob go under DPO and under DPOP?
+# "after": where were you wrong, and why?
+WRITTEN = {"before": "", "after": ""}
+# Numbers you expect; `course.train` prints them next to what it measures. None stands for no prediction.
+# Keys: "loss at step 0", "DPO: chosen log-prob, change in nats", "DPOP: chosen log-prob, change in nats".
+# Sign first, size second.
+PREDICTION = {"loss at step 0": None, "DPO: chosen log-prob, change in nats": None, "DPOP: chosen log-prob, change in nats": None}
+
+
+def sequence_logps(token_logps: Tensor, owner: Tensor, sequences: int) -> Tensor:
+    """log p(reply | prompt) of each reply [sequences], float32, from the log-probs of single tokens.
+
+    token_logps [N] float32: of the scored tokens of all replies, in any order; owner [N] int64: the reply, 0 .. sequences - 1, that each belongs to.
+    A reply without a token has log-prob 0. Gradients flow to token_logps.
+    """
+    # A reply's probability is the product of its tokens' probabilities.
+    # What does a product become in logs? Is anything divided by the length?
+    # Tensor.index_add adds many values into few places.
+    raise NotImplementedError("sequence_logps is not written yet; for a nudge: python -m course.grade a4 --only sequence_logps --hint 1")
+
+
+def implicit_rewards(policy_logps: Tensor, reference_logps: Tensor, beta: float) -> Tensor:
+    """The reward [P] that a policy implies, without gradient: beta (log pi - log pi_ref). Rafailov et al. 2023, eq. 5 without its constant.
+
+    policy_logps, reference_logps [P]: of one reply to each prompt. It is for looking at, not for training.
+    """
+    # How much likelier has the reply become than it was under the reference?
+    # beta turns nats into units of reward.
+    # A figure that is only looked at must not keep the graph of the forward pass alive.
+    raise NotImplementedError("implicit_rewards is not written yet; for a nudge: python -m course.grade a4 --only implicit_rewards --hint 1")
+
+
+def dpo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, reference_chosen_logps: Tensor, reference_rejected_logps: Tensor, beta: float) -> Tensor:
+    """-log sigmoid(beta D) per pair [P], D = log-ratio of y_w minus log-ratio of y_l. Rafailov et al. 2023, eq. 7.
+
+    All [P]; a log-ratio is log pi - log pi_ref. Finite, with its gradient, for |beta D| up to 10,000.
+    """
+    # Which of the four log-probs count positive, which negative? A reply that the reference likes as well is no merit of the policy.
+    # Check the sign: a policy that prefers y_w more than the reference does has a loss below ln 2.
+    # exp(10,000) is infinite; torch has a function for log sigmoid that never computes it.
+    raise NotImplementedError("dpo_loss is not written yet; for a nudge: python -m course.grade a4 --only dpo_loss --hint 1")
+
+
+def dpo_gradient(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, reference_chosen_logps: Tensor, reference_rejected_logps: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """(d loss / d policy_chosen_logps [P], d loss / d policy_rejected_logps [P]) of dpo_loss, by the formula, without autograd.
+
+    Rafailov et al. 2023, section 4: a pair weighs as much as its implicit reward orders it wrongly.
+    """
+    # Differentiate -log sigmoid(z), then z with respect to each of the two log-probs.
+    # d/dz of -log sigmoid(z) is minus a sigmoid: of what?
+    # The two gradients differ in one thing only.
+    raise NotImplementedError("dpo_gradient is not written yet; for a nudge: python -m course.grade a4 --only dpo_gradient --hint 1")
+
+
+def ipo_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, reference_chosen_logps: Tensor, reference_rejected_logps: Tensor, beta: float) -> Tensor:
+    """(D - 1 / (2 beta))^2 per pair [P]; D as in dpo_loss. Azar et al. 2023, eq. 17, with beta for their tau."""
+    # DPO pushes a pair for ever, ever more weakly. IPO names the D at which a pair is done.
+    # Where is that, and what does it cost to be away from it, on either side?
+    # beta appears once.
+    raise NotImplementedError("ipo_loss is not written yet; for a nudge: python -m course.grade a4 --only ipo_loss --hint 1")
+
+
+def dpop_loss(policy_chosen_logps: Tensor, policy_rejected_logps: Tensor, reference_chosen_logps: Tensor, reference_rejected_logps: Tensor, beta: float, penalty: float) -> Tensor:
+    """-log sigmoid(beta (D - penalty max(0, -w))) per pair [P], w = log-ratio of y_w. Pal et al. 2024, eq. 3, with `penalty` for their lambda."""
+    # DPO is content when both replies become less likely, as long as y_l falls faster. DPOP charges for the fall of y_w.
+    # When is max(0, -w) above zero? Does the charge stand inside the sigmoid or outside?
+    # penalty = 0 must give DPO back.
+    raise NotImplementedError("dpop_loss is not written yet; for a nudge: python -m course.grade a4 --only dpop_loss --hint 1")
+
+
+def step_loss(losses: Tensor, pairs_in_step: int) -> Tensor:
+    """What one micro-batch backpropagates, a scalar: its share of the mean loss over all pairs of the optimizer step.
+
+    losses [P]: of this micro-batch; pairs_in_step: of all micro-batches together.
+    """
+    # A step of 32 pairs may come in micro-batches of 20 and 12. Their gradients are added.
+    # What must each contribute so that the sum is the mean over 32?
+    # Not the mean over 20.
+    raise NotImplementedError("step_loss is not written yet; for a nudge: python -m course.grade a4 --only step_loss --hint 1")
