@@ -13,9 +13,10 @@ from torch.nn import functional as F
 #= WRITTEN = {"before": "", "after": ""}
 WRITTEN = {
     "before": "At step 0 the policy is the reference, so every log-ratio is zero and the DPO loss is minus log sigmoid of zero, ln 2. The pairs differ in one "
-              "word, so both replies share most tokens: I expect DPO to push both down, and DPOP to keep the chosen one up.",
-    "after": "The loss began at .6931 as predicted. Under DPO the chosen log-prob fell with the rejected one, since the loss sees only their difference. "
-             "Under DPOP it stayed higher: the penalty pays for every nat below the reference, so the margin had to come from the rejected reply.",
+              "word or a few, so both replies share most tokens: I expect DPO to push both down, and DPOP to keep the chosen one up.",
+    "after": "The loss began at .6931 as predicted. I had expected a larger fall under DPO: the chosen log-prob moved by little, down in most runs, while the rejected one lost six "
+             "nats, because the loss sees only their difference and the shared tokens tie the two together. Under DPOP the chosen one rose in every run: the penalty pays for "
+             "every nat below the reference, so the margin has to come from where the replies differ.",
 }
 # end
 # blank: Numbers you expect; `course.train` prints them next to what it measures. None stands for no prediction.
