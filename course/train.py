@@ -102,8 +102,11 @@ def draw(curves: dict[str, Curve], usual: dict[str, list[Curve]], path: Path) ->
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     names = list(usual) or list(curves)
-    figure, axes = plt.subplots(1, len(names), figsize=(3.4 * len(names), 3.0), squeeze=False, layout="constrained")
-    for axis, name in zip(axes[0], names):
+    across, down = (2, len(names) // 2) if len(names) in (2, 4, 6) else (min(3, len(names)), -(-len(names) // 3))
+    figure, axes = plt.subplots(down, across, figsize=(4.0 * across, 2.7 * down), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(names):]:
+        axis.set_axis_off()
+    for axis, name in zip(axes.flat, names):
         if name in usual:
             x = [point[0] for point in usual[name][0]]
             columns = [sorted(column) for column in zip(*([y for _, y in curve] for curve in usual[name]))]
@@ -114,7 +117,7 @@ def draw(curves: dict[str, Curve], usual: dict[str, list[Curve]], path: Path) ->
         title, _, x_label = name.removesuffix(")").partition(" (x: ")  # as in "width of the interval, points (x: prompts asked)"
         axis.set_title(title, fontsize=9)
         axis.set_xlabel(x_label or "step")
-    axes[0][0].legend(fontsize=8)
+    axes.flat[0].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
