@@ -1,6 +1,6 @@
 """Will it fit, and how long will it take? A DPO run's memory per GPU and its hours, before any weight is loaded.
 
-    python plan.py configs/llama_3_1_8b.py --gpus 4 --gpu-memory 80
+    python plan.py configs/human_llama_3_1_8b.py --gpus 4 --gpu-memory 80
 
 The model is built without storage; what autograd keeps is counted on fake tensors going through the project's own forward pass; FLOPs come from
 the shapes. Not counted: fragmentation, the CUDA context (about .6 GB), NCCL's buffers. `bench/plan_check.py` compares the account with real runs.

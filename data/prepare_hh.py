@@ -334,8 +334,13 @@ def make_tokenizer(config: Config, parts: list[Part], contents: list[Content]) -
     if config.data.tokenizer != "bpe":
         return load_tokenizer(config.data.tokenizer)
     started = time.time()
-    pairs = read_pairs(config, parts, contents, {split: Counter() for split in SPLITS}, "counting words")
-    tokenizer = train_bpe(tokenizer_texts(config, pairs, text_parts(config)), config.data.vocab_size)
+    counts = {split: Counter() for split in SPLITS}
+    pairs = read_pairs(config, parts, contents, counts, "counting words")
+    try:
+        tokenizer = train_bpe(tokenizer_texts(config, pairs, text_parts(config)), config.data.vocab_size)
+    except UserError:  # too little text, perhaps because rows were dropped: their reasons come before the complaint
+        print_counts(counts, DROPPED, CHANGED)
+        raise
     print(f"trained a byte-level BPE of {tokenizer.vocab_size:,} tokens in {time.time() - started:.0f} s")
     return tokenizer
 

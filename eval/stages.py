@@ -10,6 +10,8 @@ from runtime.errors import UserError
 
 def find_stages(config: Config) -> dict[str, Path]:
     """Checkpoint folders of "dpo", "sft" (its reference) and, where there is one, "base". UserError names what is missing."""
+    if config.data.tokenizer == "chat":
+        raise UserError("the evaluation reads checkpoints of our own GPT; a model with a chat format of its own writes replies during training: dpo.samples_file, docs/scale.md.")
     folders = {}
     for stage in ("dpo", "sft", "base"):
         named = {"dpo": config.eval.policy, "sft": config.dpo.init_from}.get(stage)

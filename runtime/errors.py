@@ -34,5 +34,5 @@ def run_main(main: Callable[[list[str]], None]) -> None:
             sys.exit(2)
         raise
     except KeyboardInterrupt:
-        print("\nstopped: the same command continues from the last checkpoint.", file=sys.stderr)
+        print("\nstopped; of a stage of training, the same command continues from the last checkpoint.", file=sys.stderr)
         sys.exit(130)

@@ -112,12 +112,16 @@ def test_the_dialogue_is_a_transcript(folders, tok):
 
 
 def test_old_turns_leave_first_and_a_long_one_is_cut(folders, tok):
-    speaker = Speaker(str(folders / "one"), options(max_new_tokens=40))
-    speaker.turns = [word for i in range(6) for word in (f"how {i}", f"I am {i}")] + ["hello"]
-    ids = speaker.prompt()
-    text = tok.decode(ids[1:])
-    assert speaker.forgets and speaker.turns[-1] == "hello" and ids[0] == tok.eot_id and len(ids) <= 96 - 40
-    assert text.startswith("\n\nHuman: how ") and text.endswith("I am 5\n\nHuman: hello\n\nAssistant:")  # whole turns, the latest ones
+    speaker = Speaker(str(folders / "one"), options())
+    for limit in range(24, 49, 4):
+        speaker.a.max_new_tokens, speaker.forgets = limit, False
+        speaker.turns = [word for i in range(6) for word in (f"how {i}", f"I am {i}")] + ["hello"]
+        ids = speaker.prompt()
+        text = tok.decode(ids[1:])
+        assert speaker.forgets and speaker.turns[-1] == "hello" and ids[0] == tok.eot_id and len(ids) <= 96 - limit
+        assert text.startswith(f"\n\nHuman: {speaker.turns[0]}") and set(speaker.turns[::2]) <= {"hello", *(f"how {i}" for i in range(6))}  # whole turns, the latest ones
+        assert text.endswith("\n\nHuman: hello\n\nAssistant:") and (limit > 40 or "I am 5" in text)
+    speaker.a.max_new_tokens = 40
     speaker.turns = ["x y " * 100]
     ids = speaker.prompt()
     assert len(ids) == 96 - 40 and ids[0] == tok.eot_id and tok.decode(ids).endswith("x y\n\nAssistant:")

@@ -230,6 +230,14 @@ def test_a_block_too_small_is_one_sentence(tmp_path, config):
         prepare(config)
 
 
+def test_where_too_few_rows_are_left_for_a_tokenizer_their_reasons_are_said_first(tmp_path, config, capsys):
+    write_splits(tmp_path / "source", [{"prompt": "plain words", "chosen": "yes", "rejected": "no"}])
+    config.data.tokenizer, config.data.vocab_size = "bpe", 400
+    with pytest.raises(UserError, match="too small"):
+        prepare(config)
+    assert "no assistant turn" in capsys.readouterr().out
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------------
 
 def test_all_file_kinds_read_equal(tmp_path, config):

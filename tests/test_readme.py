@@ -20,7 +20,7 @@ def test_every_command_of_the_readme_names_files_and_settings_that_exist():
             assert words[1] == "pytest" or (ROOT / f"{words[1].replace('.', '/')}.py").exists(), command
         else:
             assert (ROOT / words[0]).exists(), command
-        if words[0].startswith("train_") or words[1] == "eval.run":
+        if words[0].startswith("train_") or words[:2] == ["-m", "eval.run"]:
             load_config(words[2:] if words[0] == "-m" else words[1:])
 
 
