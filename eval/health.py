@@ -72,8 +72,10 @@ def _change(val: Sequence[dict], key: str) -> tuple[float, float] | None:
 def _learning(val: Sequence[dict], train: Sequence[dict], objective: str) -> list[Finding]:
     found, start, loss = [], val[0], [row["loss"] for row in val]
     if start["step"] == 0 and objective == "dpo":
-        right = abs(start["loss"] - math.log(2)) < 0.01
-        found.append(Finding("loss at step 0", "ok" if right else "alarm", f"{start['loss']:.4f}, ln 2 is .6931",
+        # a training row's loss is of before its update; dropout left on shows there alone
+        first = {"validation": start["loss"]} | {"training": row["loss"] for row in train if row["step"] == 1}
+        right = all(abs(loss - math.log(2)) < 0.01 for loss in first.values())
+        found.append(Finding("loss at step 0", "ok" if right else "alarm", f"{', '.join(f'{split} {loss:.4f}' for split, loss in first.items())}; ln 2 is .6931",
                              "" if right else "policy and reference differ before training: another checkpoint, another number format, or dropout left on."))
     accuracy = _change(val, "rewards/accuracy")
     if accuracy and objective == "dpo" and min(loss) > loss[0] - 0.002 and accuracy[1] < 0.53:

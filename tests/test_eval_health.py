@@ -66,6 +66,13 @@ def test_overfitting_and_skipped_steps():
     assert levels(curve(skipped=30))["skipped steps"] == "alarm" and levels(curve(skipped=8))["skipped steps"] == "warning"
 
 
+def test_dropout_left_on_shows_in_the_training_row_alone():
+    """Run 5 of the course: validation, without dropout, begins at ln 2; training does not."""
+    rows = [json.loads(line) for line in (ROOT / "course" / "a6" / "runs" / "run_5" / "metrics.jsonl").read_text().splitlines()]
+    assert next(row for row in rows if row["split"] == "val")["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert levels(rows)["loss at step 0"] == "alarm"
+
+
 def test_what_was_not_measured_gives_no_verdict():
     found = levels(curve(replies__well_formed=None, replies__kl=None, replies__helpful_correct=None))
     assert not {"well-formed replies", "distance from the reference", "helpful prompts answered correctly"} & set(found)
