@@ -6,6 +6,9 @@ PY = .venv/bin/python
 # the pins are for Python 3.11; a newer Python takes the lower bounds of requirements.txt
 PINS = $$($(PYTHON) -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 
+# two test files at a time, each file in one process
+BOTH = -n 2 --dist loadfile
+
 .PHONY: demo test test-long quick clean
 
 demo: .venv/ready
@@ -13,13 +16,13 @@ demo: .venv/ready
 	$(PY) -m eval.run toy
 
 test: .venv/ready
-	$(PY) -m pytest -q tests
+	$(PY) -m pytest -q tests $(BOTH)
 
 test-long: .venv/ready
-	$(PY) -m pytest -q tests -m "slow or not slow"
+	$(PY) -m pytest -q tests $(BOTH) -m "slow or not slow"
 
 quick: .venv/ready
-	$(PY) -m pytest -q tests -m "not slow"
+	$(PY) -m pytest -q tests $(BOTH) -m "not slow"
 
 .venv/ready: requirements.txt requirements-extra.txt constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "nanopref needs Python 3.11 or newer; name one with: make PYTHON=python3.12 ...")'

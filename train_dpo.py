@@ -329,7 +329,7 @@ def main(argv: list[str]) -> None:
         if run.step % c.eval_every == 0 or run.step == total:
             row = run.log("val", lr=lr, **validation())
             better = run.improved(row["loss"])
-            tqdm.write(f"step {run.step}: validation loss {row['loss']:.4f}, accuracy {row['rewards/accuracy']:.3f}, margin {row['rewards/margin']:.3f}, "
+            tqdm.write(f"step {run.step}: validation loss {row['loss']:.4f}, accuracy {row['rewards/accuracy']:.3f}; rewards (beta x nats): margin {row['rewards/margin']:.3f}, "
                        f"chosen {row['rewards/chosen']:+.3f}, rejected {row['rewards/rejected']:+.3f}{' (best)' if better else ''}")
             if better:
                 run.save("best", model, s.tokenizer, s.data)

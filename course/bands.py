@@ -1,6 +1,6 @@
-"""What a handout tells its reader to expect, measured: the reference solution's run with five seeds.
+"""What students may expect, measured: the reference solution's run with five seeds.
 
-    python -m course.bands a4 [--seeds 5] [--out out]        writes expected.json and curves.png, and the table in handout.md
+    python -m course.bands a4 [--seeds 5] [--out out]        writes expected.json, expected.md and curves.png
 
 Each seed has its own toy corpus and SFT model (trained where it is missing, about four minutes each); one process per seed, so that its peak
 memory is its own.
@@ -19,9 +19,7 @@ from course.build import folder_of
 from course.train import Base, default_sft, draw, load_submission, run_of
 from data.store import write_json
 from runtime.device import peak_memory_gb
-from runtime.errors import UserError, run_main
-
-START, END = "<!-- expected -->", "<!-- end of expected -->"
+from runtime.errors import run_main
 
 
 def one_seed(assignment: str, seed: int, out: Path) -> dict:
@@ -40,30 +38,27 @@ def together(runs: list[dict]) -> dict:
             "seconds": [round(run["seconds"], 1) for run in runs], "gb": [round(run["gb"], 2) for run in runs], "threads": torch.get_num_threads()}
 
 
-def section(assignment: str, expected: dict) -> str:
-    """The part of a handout between its two marks."""
+def page(assignment: str, expected: dict) -> str:
+    """The text of expected.md."""
     seconds, n = expected["seconds"], len(expected["seconds"])
-    lines = [f"Measured with the reference solution, seeds 0 to {n - 1} (`python -m course.bands {assignment}`), each with its own corpus and SFT model:", "",
+    lines = [f"# Assignment {assignment[1:]}: what the run gives", "", "Have you written `WRITTEN[\"before\"]` and `PREDICTION`? Then read on.", "",
+             f"Measured with the reference solution, seeds 0 to {n - 1} (`python -m course.bands {assignment}`), each with its own corpus and SFT model:", "",
              "| figure | median | range of the seeds |", "| --- | --- | --- |"]
     lines += [f"| {name} | {statistics.median(values):.4g} | {min(values):.4g} to {max(values):.4g} |" for name, values in expected["figures"].items()]
     if expected["curves"]:
         lines += ["", "![What the curves look like](curves.png)"]
     lines += ["", f"Time: {statistics.median(seconds) / 60:.1f} minutes a run on two CPU cores that had other work beside it ({min(seconds) / 60:.1f} to {max(seconds) / 60:.1f}), {max(expected['gb']):.1f} GB; "
-              "a run that starts from the SFT model trains it once before, about four minutes. On a Colab T4 the toy model runs on the machine's two CPU cores, so expect the same (not measured there)."]
+              "a run that starts from the SFT model trains it once before, about four minutes. On a Colab T4 the toy model runs on the machine's two CPU cores, so expect the same (not measured there).", ""]
     return "\n".join(lines)
 
 
 def write(assignment: str, expected: dict) -> None:
-    """expected.json, curves.png and the handout's table. UserError when the handout has no place for it."""
+    """expected.json, curves.png, expected.md: a page of its own, or nobody would predict before looking."""
     folder = folder_of(assignment)
-    text = (folder / "handout.md").read_text(encoding="utf-8")
-    if START not in text or END not in text:
-        raise UserError(f"course/{assignment}/handout.md has no {START} ... {END}.")
     write_json(folder / "expected.json", expected)
     if expected["curves"]:
         draw({}, expected["curves"], folder / "curves.png")
-    before, after = text.split(START)[0], text.split(END)[1]
-    (folder / "handout.md").write_text(f"{before}{START}\n{section(assignment, expected)}\n{END}{after}", encoding="utf-8")
+    (folder / "expected.md").write_text(page(assignment, expected), encoding="utf-8")
 
 
 def main(argv: list[str]) -> None:
@@ -71,7 +66,7 @@ def main(argv: list[str]) -> None:
     a.add_argument("assignment")
     a.add_argument("--seeds", type=int, default=5)
     a.add_argument("--out", type=Path, default=Path("out"))
-    a.add_argument("--again", action="store_true", help="only write the table and the picture from expected.json anew")
+    a.add_argument("--again", action="store_true", help="only write the page and the picture from expected.json anew")
     a = a.parse_args(argv)
     if a.again:
         write(a.assignment, json.loads((folder_of(a.assignment) / "expected.json").read_text()))

@@ -65,7 +65,7 @@ def parts(assignment: str) -> list[str | Region]:
         elif text.startswith("#:"):
             region.hints.append(text[2:].strip())
         elif text.startswith("#="):
-            region.stands_in.append(text[2:].strip())
+            region.stands_in.append(text[2:].removeprefix(" "))
         elif text.startswith("#") and not region.hints and not region.stands_in:
             region.keeps.append(text)
     if region is not None:

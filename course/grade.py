@@ -131,10 +131,9 @@ def main(argv: list[str]) -> None:
     a = a.parse_args(argv)
     if a.hint:
         staged = json.loads((folder_of(a.assignment) / "hints.json").read_text())
-        if a.only and a.only not in staged:
-            raise UserError(f"{a.assignment} has no function '{a.only}'; it has {', '.join(staged)}.")
-        for function in [a.only] if a.only else staged:
-            print(f"{function}, hint {a.hint} of {len(staged[function])}: {staged[function][a.hint - 1]}")
+        if a.only not in staged:
+            raise UserError(f"name the function with --only; {a.assignment} has {', '.join(staged)}.")
+        print(f"{a.only}, hint {a.hint} of {len(staged[a.only])}: {staged[a.only][a.hint - 1]}")
         return
     if a.submission is None:
         raise UserError(f"name the file to grade: python -m course.grade {a.assignment} my_{a.assignment}.py")

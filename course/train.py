@@ -18,6 +18,8 @@ from unittest.mock import patch
 import reference
 from course.build import folder_of
 from course.checking import literal
+from course.grade import grade
+from course.sandbox import Sandbox
 from runtime.checkpoint import find_checkpoint
 from runtime.errors import UserError, run_main
 from runtime.run import run_stage
@@ -97,30 +99,49 @@ def table(found: dict[str, float], said: dict[str, float | None], usual: dict[st
 
 
 def draw(curves: dict[str, Curve], usual: dict[str, list[Curve]], path: Path) -> None:
-    """One panel per curve: the usual runs' median and range, and in front of them this one's."""
+    """The usual runs' medians and ranges, and in front of them this one's. Names before " | " name a panel, what is behind it a curve of that panel."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    names = list(usual) or list(curves)
-    across, down = (2, len(names) // 2) if len(names) in (2, 4, 6) else (min(3, len(names)), -(-len(names) // 3))
-    figure, axes = plt.subplots(down, across, figsize=(4.0 * across, 2.7 * down), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(names):]:
+    panels: dict[str, list[str]] = {}
+    for name in usual or curves:
+        panels.setdefault(name.partition(" | ")[0], []).append(name)
+    across = min(3, len(panels)) if len(panels) != 4 else 2
+    down = -(-len(panels) // across)
+    figure, axes = plt.subplots(down, across, figsize=((3.4 if across > 2 else 4.0) * across, 2.7 * down), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(panels):]:
         axis.set_axis_off()
-    for axis, name in zip(axes.flat, names):
-        if name in usual:
-            x = [point[0] for point in usual[name][0]]
-            columns = [sorted(column) for column in zip(*([y for _, y in curve] for curve in usual[name]))]
-            axis.fill_between(x, [c[0] for c in columns], [c[-1] for c in columns], color="0.85", label=f"range of {len(usual[name])} seeds")
-            axis.plot(x, [c[len(c) // 2] for c in columns], color="0.5", label="their median")
-        if name in curves:
-            axis.plot(*zip(*curves[name]), color="C0", marker=".", label="yours")
-        title, _, x_label = name.removesuffix(")").partition(" (x: ")  # as in "width of the interval, points (x: prompts asked)"
+    for axis, (panel, names) in zip(axes.flat, panels.items()):
+        for color, name in enumerate(names):
+            if name in usual:
+                x = [point[0] for point in usual[name][0]]
+                columns = [sorted(column) for column in zip(*([y for _, y in curve] for curve in usual[name]))]
+                axis.fill_between(x, [c[0] for c in columns], [c[-1] for c in columns], color=f"C{color}", alpha=0.2, linewidth=0)
+                axis.plot(x, [c[len(c) // 2] for c in columns], color=f"C{color}", linestyle="--", label=None if name in curves else name.partition(" | ")[2])
+            if name in curves:
+                axis.plot(*zip(*curves[name]), color=f"C{color}", marker=".", label=name.partition(" | ")[2] or "yours")
+        title, _, x_label = panel.removesuffix(")").partition(" (x: ")  # as in "width of the interval, points (x: prompts asked)"
         axis.set_title(title, fontsize=9)
         axis.set_xlabel(x_label or "step")
-    axes.flat[0].legend(fontsize=8)
+        if any(text for text in axis.get_legend_handles_labels()[1]):
+            axis.legend(fontsize=8)
+    if usual:
+        figure.supxlabel(f"dashed: median of {len(next(iter(usual.values())))} seeds, shaded: their range", fontsize=8, color="0.3")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def grade_first(assignment: str, path: Path) -> None:
+    """Say how the submission grades: wrong functions train to lovely curves too. UserError where some are not written yet."""
+    with Sandbox() as sandbox:
+        results = grade(assignment, path, sandbox, seed=0)
+    missing = [r.function for r in results if "is not written yet" in r.message]
+    if missing:
+        raise UserError(f"not written yet: {', '.join(dict.fromkeys(missing))}; the run needs all functions.")
+    wrong = dict.fromkeys(r.function for r in results if r.message and r.level != "written")
+    print(f"graded: {sum(r.earned for r in results):g} of {sum(r.points for r in results):g} points"
+          + (f"; wrong as yet: {', '.join(wrong)}, and what follows may be their doing" if wrong else ""), flush=True)
 
 
 def main(argv: list[str]) -> None:
@@ -132,12 +153,15 @@ def main(argv: list[str]) -> None:
     a.add_argument("--sft", type=Path, help="an SFT model of the toy demo [out/toy/sft/best, trained where it is missing]")
     a = a.parse_args(argv)
     folder = folder_of(a.assignment)
+    grade_first(a.assignment, a.submission)
     student, said = load_submission(a.submission), predictions(a.submission)
     base = Base(a.out, a.seed, a.sft or default_sft(a.out, a.seed), f"course/{a.assignment}")
     found = run_of(a.assignment, student, base)
     expected = folder / "expected.json"
     usual = json.loads(expected.read_text()) if expected.exists() else {"figures": {}, "curves": {}}
     print("\n" + table(found.figures, said, usual["figures"]))
+    if unknown := sorted(set(said) - set(found.figures)):
+        print(f"\nPREDICTION names what is not measured: {', '.join(unknown)}; the figures' names stand above.")
     picture = a.out / "course" / a.assignment / "curves.png"
     if found.curves:
         draw(found.curves, usual["curves"], picture)

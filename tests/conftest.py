@@ -5,6 +5,8 @@ from collections import defaultdict
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# two test files run at a time: a thread that waits must sleep, or it keeps the other file's from working
+os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="0")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 

@@ -116,5 +116,5 @@ def run(student: ModuleType, base: Base) -> Outcome:
         found.figures |= {f"{name}: bytes per token": length, f"{name}: tokens scored, %": 100 * seen["scored"] / seen["tokens"],
                           f"{name}: prompts shortened, %": 100 * counts.get("prompt shortened from the left", 0) / counts["kept"],
                           f"{name}: loss, nats per token": curve[-1][1], f"{name}: loss, nats per byte": curve[-1][1] / length}
-        found.curves[f"{name}: validation loss, nats per token"] = curve
+        found.curves[f"validation loss, nats per token | {name}"] = curve
     return found

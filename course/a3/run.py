@@ -73,7 +73,7 @@ def run(student: ModuleType, base: Base) -> Outcome:
     found.figures["validation loss after 80 steps, nats per token"] = losses[1024]["val"][-1][1]
     found.figures["largest difference of the training losses, micro-batches of 256 against 1,024 tokens"] = max(abs(a - b) for (_, a), (_, b) in zip(*(losses[n]["train"] for n in losses)))
     found.figures["error of the first gradient, were it a mean of means, %"] = 100 * mean_of_means_error(student, base, argv)
-    found.curves = {"training loss, nats per token": losses[1024]["train"], "validation loss, nats per token": losses[1024]["val"]}
+    found.curves = {"loss, nats per token | training": losses[1024]["train"], "loss, nats per token | validation": losses[1024]["val"]}
     return found
 
 

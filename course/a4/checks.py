@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor
 
-from course.checking import Failed, answered, check, holds, same, tensor
+from course.checking import Failed, answered, check, holds, same, show, tensor
 from objectives import preference_loss
 
 LOSSES = ("dpo_loss", "ipo_loss", "dpop_loss")
@@ -34,7 +34,8 @@ def has_shape(call, rng, function: str) -> None:
 def is_the_projects(call, rng, function: str) -> None:
     for pairs in (1, 7, 64):
         logps, values = four(rng, pairs), settings(function, rng)
-        same(call(function, *logps, *values), expected(function, logps, *values), f"{function} with {values}")
+        named = ", ".join(f"{name} {value:g}" for name, value in zip(("beta", "penalty"), values))
+        same(call(function, *logps, *values), expected(function, logps, *values), f"{function} of {pairs} random pairs with {named}")
 
 
 # ---- sequence_logps -------------------------------------------------------------------------------------------------
@@ -126,6 +127,14 @@ def dpo_equals_the_projects(call, rng):
 
 
 @check("dpo_loss", "trap", 2)
+def chosen_goes_up(call, rng):
+    """A step down the loss must raise the chosen reply and lower the rejected one."""
+    chosen, rejected = call.gradients("dpo_loss", *four(rng, 8), 0.1, of=(0, 1))
+    holds(bool((chosen < 0).all()), f"The gradient of the chosen log-probs is {show(chosen)}: a step down the loss lowers them. (A wrong sign fails most other lines, too.)")
+    holds(bool((rejected > 0).all()), f"The gradient of the rejected log-probs is {show(rejected)}: a step down the loss raises them. (A wrong sign fails most other lines, too.)")
+
+
+@check("dpo_loss", "trap", 2)
 def the_reference_counts(call, rng):
     """The loss must depend on the reference: a reply that the reference likes as well is no merit of the policy."""
     logps = four(rng, 8)
@@ -134,16 +143,8 @@ def the_reference_counts(call, rng):
 
 
 @check("dpo_loss", "trap", 2)
-def chosen_goes_up(call, rng):
-    """A step down the loss must raise the chosen reply and lower the rejected one."""
-    chosen, rejected = call.gradients("dpo_loss", *four(rng, 8), 0.1, of=(0, 1))
-    holds(bool((chosen < 0).all()), f"The gradient of the chosen log-probs is {chosen.tolist()}: a step down the loss lowers them.")
-    holds(bool((rejected > 0).all()), f"The gradient of the rejected log-probs is {rejected.tolist()}: a step down the loss raises them.")
-
-
-@check("dpo_loss", "trap", 2)
 def finite_at_ten_thousand(call, rng):
-    """log(sigmoid(z)) is -inf for z below about -100 in float32; log sigmoid is not."""
+    """torch.log(torch.sigmoid(z)) is -inf for z below about -100 in float32; one function of torch gives the log of the sigmoid without making the sigmoid."""
     big, zero = torch.tensor([10000.0, -10000.0, 200.0, -200.0]), torch.zeros(4)
     same(call("dpo_loss", big, zero, zero, zero, 1.0), torch.tensor([0.0, 10000.0, 0.0, 200.0]))
     same(call.gradients("dpo_loss", big, zero, zero, zero, 1.0, of=(0,))[0], torch.tensor([0.0, -1.0, 0.0, -1.0]), "its gradient")
@@ -213,7 +214,7 @@ def ipo_equals_the_projects(call, rng):
 
 @check("ipo_loss", "trap", 2)
 def ipo_stops_at_its_target(call, rng):
-    """At D = 1 / (2 beta) the loss and its gradient are 0; beyond it the pair is pulled back. D is not multiplied by beta."""
+    """At beta .125 the target is D = 4: there loss and gradient are 0, and at D = 6 the loss is 4 and pulls the pair back."""
     delta, zero = torch.tensor([4.0, 6.0]), torch.zeros(2)
     same(call("ipo_loss", delta, zero, zero, zero, 0.125), torch.tensor([0.0, 4.0]))
     same(call.gradients("ipo_loss", delta, zero, zero, zero, 0.125, of=(0,))[0], torch.tensor([0.0, 4.0]), "its gradient")
@@ -266,7 +267,14 @@ def the_chosen_reply_is_charged(call, rng):
     """What is charged is the fall of the chosen reply; the rejected one may fall as it likes."""
     zero = torch.zeros(1)
     same(call("dpop_loss", zero, torch.tensor([-7.0]), zero, zero, 0.3, 50.0), expected("dpo_loss", [zero, torch.tensor([-7.0]), zero, zero], 0.3), "rejected reply fallen by 7")
-    same(call("dpop_loss", torch.tensor([-1.0]), zero, zero, zero, 0.3, 10.0), torch.tensor([math.log1p(math.exp(3.3))]), "chosen reply fallen by 1")
+    holds(call("dpop_loss", torch.tensor([-1.0]), zero, zero, zero, 0.3, 10.0).item() > 0.86, "A chosen reply that fell by 1 nat costs no more than under DPO (.8544).")
+
+
+@check("dpop_loss", "trap", 2)
+def beta_scales_the_charge_too(call, rng):
+    """The charge is part of the margin, and beta multiplies the whole of it: beta (D - penalty max(0, -w))."""
+    zero = torch.zeros(1)
+    same(call("dpop_loss", torch.tensor([-1.0]), zero, zero, zero, 0.3, 10.0), torch.tensor([math.log1p(math.exp(3.3))]), "chosen reply fallen by 1 nat, beta .3, penalty 10")
 
 
 # ---- step_loss ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from losses import Pairs
 from runtime.run import read_metrics
 from torch import Tensor
 
-SETTINGS = {"data__toy_control": "near_identical", "dpo__beta": 0.3, "dpo__lr": 5e-5, "dpo__max_steps": 60, "dpo__eval_every": 10, "dpo__eval_rows": 256, "dpo__watch_prompts": 0}
+SETTINGS = {"data__toy_control": "near_identical", "dpo__beta": 0.3, "dpo__lr": 1e-4, "dpo__max_steps": 60, "dpo__eval_every": 10, "dpo__eval_rows": 256, "dpo__watch_prompts": 0}
 TRIED = {"DPO": {"dpo__objective": "dpo"}, "IPO": {"dpo__objective": "ipo"}, "DPOP": {"dpo__objective": "dpop", "dpo__penalty": 20.0}}
 
 
@@ -42,5 +42,5 @@ def run(student: ModuleType, base: Base) -> Outcome:
                 found.figures["loss at step 0"] = first["loss"]
             for side in ("chosen", "rejected"):
                 found.figures[f"{name}: {side} log-prob, change in nats"] = last[f"logps/{side}"] - first[f"logps/{side}"]
-                found.curves[f"{name}: {side} log-prob, nats"] = [(row["step"], row[f"logps/{side}"] - first[f"logps/{side}"]) for row in rows]
+                found.curves[f"{name}: change of log-prob, nats | {side}"] = [(row["step"], row[f"logps/{side}"] - first[f"logps/{side}"]) for row in rows]
     return found

@@ -20,10 +20,20 @@ WRITTEN = {
 }
 # end
 # blank: Numbers you expect; `course.train` prints them next to what it measures. None stands for no prediction.
-# Keys: "loss at step 0", "DPO: chosen log-prob, change in nats", "DPOP: chosen log-prob, change in nats".
 # Sign first, size second.
-#= PREDICTION = {"loss at step 0": None, "DPO: chosen log-prob, change in nats": None, "DPOP: chosen log-prob, change in nats": None}
-PREDICTION = {"loss at step 0": 0.6931, "DPO: chosen log-prob, change in nats": -0.3, "DPOP: chosen log-prob, change in nats": 0.1}
+# The loss at step 0 is DPO's.
+#= PREDICTION = {
+#=     "loss at step 0": None,
+#=     "DPO: chosen log-prob, change in nats": None, "DPO: rejected log-prob, change in nats": None,
+#=     "IPO: chosen log-prob, change in nats": None, "IPO: rejected log-prob, change in nats": None,
+#=     "DPOP: chosen log-prob, change in nats": None, "DPOP: rejected log-prob, change in nats": None,
+#= }
+PREDICTION = {
+    "loss at step 0": 0.6931,
+    "DPO: chosen log-prob, change in nats": -0.5, "DPO: rejected log-prob, change in nats": -5.0,
+    "IPO: chosen log-prob, change in nats": 0.0, "IPO: rejected log-prob, change in nats": -1.7,
+    "DPOP: chosen log-prob, change in nats": 0.1, "DPOP: rejected log-prob, change in nats": -4.0,
+}
 # end
 
 

@@ -12,9 +12,14 @@ from torch.nn import functional as F
 # "after": where were you wrong, and why?
 WRITTEN = {"before": "", "after": ""}
 # Numbers you expect; `course.train` prints them next to what it measures. None stands for no prediction.
-# Keys: "loss at step 0", "DPO: chosen log-prob, change in nats", "DPOP: chosen log-prob, change in nats".
 # Sign first, size second.
-PREDICTION = {"loss at step 0": None, "DPO: chosen log-prob, change in nats": None, "DPOP: chosen log-prob, change in nats": None}
+# The loss at step 0 is DPO's.
+PREDICTION = {
+    "loss at step 0": None,
+    "DPO: chosen log-prob, change in nats": None, "DPO: rejected log-prob, change in nats": None,
+    "IPO: chosen log-prob, change in nats": None, "IPO: rejected log-prob, change in nats": None,
+    "DPOP: chosen log-prob, change in nats": None, "DPOP: rejected log-prob, change in nats": None,
+}
 
 
 def sequence_logps(token_logps: Tensor, owner: Tensor, sequences: int) -> Tensor:

@@ -14,5 +14,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "the_charge_stands_inside_the_sigmoid": [("return -F.logsigmoid(beta * (chosen - rejected - penalty * torch.relu(-chosen)))",
                                               "return -F.logsigmoid(beta * (chosen - rejected)) + beta * penalty * torch.relu(-chosen)")],
     "the_chosen_reply_is_charged": [("penalty * torch.relu(-chosen)", "penalty * torch.relu(-rejected)")],
+    "beta_scales_the_charge_too": [("return -F.logsigmoid(beta * (chosen - rejected - penalty * torch.relu(-chosen)))",
+                                    "return -F.logsigmoid(beta * (chosen - rejected) - penalty * torch.relu(-chosen))")],
     "micro_batches_add_up": [("return losses.sum() / pairs_in_step", "return losses.mean()")],
 }
