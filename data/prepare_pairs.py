@@ -48,13 +48,15 @@ def read_table(part: Part) -> Iterator[tuple[int, bytes | Any]]:
     if part.table is not None or kind_of(part.path) != ".csv":
         yield from read_rows(part)
         return
-    csv.field_size_limit(1 << 30)  # Python's own limit, 131,072 characters, is less than a long reply
+    usual = csv.field_size_limit(1 << 30)  # Python's own limit, 131,072 characters, is less than a long reply
     try:
         reader = csv.DictReader(line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(read_lines(part.path)))
         for row in reader:
             yield reader.line_num, {name: cell_value(name, cell) for name, cell in row.items() if cell or name not in VALUES}
     except (csv.Error, UnicodeDecodeError) as e:
         raise UserError(f"{part.name} line {reader.line_num + 1}: not a CSV file in UTF-8 ({e}).") from None
+    finally:
+        csv.field_size_limit(usual)  # it is everybody's
 
 
 def cell_value(name: str, cell: Any) -> Any:

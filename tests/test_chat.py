@@ -247,6 +247,7 @@ def test_on_a_terminal(folders, end):
     pid, fd = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a runner of several processes ignores it, and its children would, too
         env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
         os.execve(sys.executable, [sys.executable, "chat.py", names[0], "--versus", names[1], "--max_new_tokens=12"], env)
     resize(80)

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 WRITTEN = {
     "before": "At step 0 the policy is the reference, so every log-ratio is zero and the DPO loss is minus log sigmoid of zero, ln 2. The pairs differ in one "
               "word or a few, so both replies share most tokens: I expect DPO to push both down, and DPOP to keep the chosen one up.",
-    "after": "The loss began at .6931 as predicted. I had expected a larger fall under DPO: the chosen log-prob moved by little, down in most runs, while the rejected one lost six "
-             "nats, because the loss sees only their difference and the shared tokens tie the two together. Under DPOP the chosen one rose in every run: the penalty pays for "
-             "every nat below the reference, so the margin has to come from where the replies differ.",
+    "after": "The loss began at .6931 as predicted, IPO's at (1 / .6)^2. Under DPO the chosen log-prob fell by a third of a nat and the rejected one by ten: I had the signs, but not "
+             "that nearly all of the margin comes from below, where a word can fall without end. Under DPOP the chosen one rose in every run: the penalty pays for every nat below "
+             "the reference. IPO stopped near its target, D = 1.67.",
 }
 # end
 # blank: Numbers you expect; `course.train` prints them next to what it measures. None stands for no prediction.
