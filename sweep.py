@@ -3,6 +3,7 @@
     python sweep.py toy --over dpo.beta=0.05,0.1,0.2,0.5 --seeds 5          any number of --over: their product
     python sweep.py toy --preset beta --jobs 2                              --list names the presets
     python sweep.py toy --preset beta --dpo.max_steps=100                   further settings hold for all runs
+    python sweep.py hh_cpu --preset beta --seeds 1 --dpo.init_from=out/hh_cpu/sft/best      from a model that is there
 
 One process per run; the same command continues a stopped sweep. Runs of one seed start from one SFT model, unless the grid touches what
 that model is made of. Writes <out>/sweeps/<name>/: runs.jsonl (one line per run), table.md, figures.png and curves.png.
@@ -65,7 +66,7 @@ class Sweep:
     def __init__(self, base: str, name: str, out: Path, grid: dict[str, Settings], common: Settings, seeds: Sequence[int], threads: int):
         self.base, self.name, self.out, self.threads = base, name, out, threads
         self.common, self.grid, self.seeds = common, grid, list(seeds)
-        self.one_sft = not any(decide_sft(settings) for settings in grid.values())
+        self.one_sft = "dpo.init_from" not in common and not any(decide_sft(settings) for settings in grid.values())
         self.sft_settings = {key: common[key] for key in decide_sft(common)}
         self.folder = out / "sweeps" / name
         self.cells = [Cell(label, tuple(settings.items()), seed) for seed in self.seeds for label, settings in grid.items()]

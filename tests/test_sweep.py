@@ -46,6 +46,8 @@ def test_runs_share_an_sft_model_unless_the_grid_changes_it():
     assert shared.sft_folder(0) != sweep({"a": {}}).sft_folder(0) != shared.sft_folder(1)
     own = sweep({"a": {"sft.epochs": 1.0}, "b": {}})
     assert not own.one_sft and not any("init_from" in word for word in own.arguments(own.cells[0]))
+    given = sweep({"a": {"dpo.beta": 0.1}}, {"dpo.init_from": "there"})
+    assert not given.one_sft and [word for word in given.arguments(given.cells[0]) if "init_from" in word] == ["--dpo.init_from=there"]
 
 
 def test_grids_are_products_and_bad_calls_are_one_sentence():
