@@ -56,6 +56,8 @@ def run_check(check: Check, call: Call, seed: int) -> tuple[str, Failed | None]:
         return f"{check.says} {e}", None
     except Failed as e:
         return str(e), e
+    except Exception as e:  # a value that no comparison was made for: None where a tensor is expected, a number beyond all floats
+        return f"{check.says} What came cannot be compared ({type(e).__name__}): is it of the kind that the docstring names?", None
 
 
 def grade(assignment: str, path: Path, sandbox: Sandbox, seed: int, only: str = "") -> list[Result]:

@@ -68,17 +68,19 @@ class Sandbox:
             self.start()
             self._ask({"source": "", "name": name, "function": "", "args": [], "gradients": []}, 120)  # loading torch is not the submission's time
         reply = self._ask({"source": source, "name": name, "function": function, "args": pack(list(args)), "gradients": gradients}, self.limits.seconds)
+        if not isinstance(reply, dict):
+            raise Failed("its result cannot be read")
         if "forbidden" in reply:
             raise Failed(f"stopped: the submission tried {reply['forbidden']}", ends=True)
         if "error" in reply:
             raise Failed(str(reply["error"]), cost="more memory than" in str(reply["error"]))
         try:
             return unpack(reply["value"])
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, RuntimeError):
+        except Exception:  # whatever a submission wrote there is an answer about the submission
             raise Failed("its result cannot be read") from None
 
     def _ask(self, job: dict, seconds: float) -> dict:
-        text, deadline = b"", time.monotonic() + seconds
+        text, deadline = bytearray(), time.monotonic() + seconds
         try:
             self.worker.stdin.write(json.dumps(job | {"memory_gb": self.limits.memory_gb}).encode() + b"\n")
             self.worker.stdin.flush()
@@ -88,7 +90,7 @@ class Sandbox:
                     text += part
                     if not part or len(text) > 2 * LARGEST:
                         raise OSError
-                elif why := self._too_much(deadline, seconds):
+                if why := self._too_much(deadline, seconds, text.endswith(b"\n")):
                     self.stop()
                     raise Failed(why, cost=True)
             return json.loads(text)
@@ -96,7 +98,9 @@ class Sandbox:
             self.stop()
             raise Failed("stopped: the submission ended or disturbed the process it is graded in", ends=True) from None
 
-    def _too_much(self, deadline: float, seconds: float) -> str:
+    def _too_much(self, deadline: float, seconds: float, done: bool) -> str:
+        if done:
+            return ""
         if time.monotonic() > deadline:
             return f"stopped after {seconds:g} seconds: does a loop never end?"
         used = 0

@@ -11,17 +11,22 @@ import resource
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-LARGEST = 64 * 2**20  # bytes of one answer
+LARGEST = 8 * 2**20  # bytes of one answer; honest ones are kilobytes
+NO_GRADIENT = "its result has no gradient: somewhere on the way a tensor was detached, or turned into a number"
 NOBODY = 65534
 DTYPES = {str(dtype)[6:]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
                                              torch.int16, torch.int32, torch.int64)}
-# what Python reports before it does it (sys.addaudithook); code that goes round Python meets the limit on processes and the parent
-FORBIDDEN = {"os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec", "os.startfile", "subprocess.Popen", "pty.spawn",
-             "os.kill", "os.killpg", "socket.connect", "socket.bind", "socket.getaddrinfo"}
+# what Python reports before it does it (sys.addaudithook), and what it does not report: a graded function has no use for any of it
+FORBIDDEN = frozenset({
+    "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "os.exec", "os.startfile", "subprocess.Popen", "pty.spawn", "os.kill", "os.killpg",
+    "socket.connect", "socket.bind", "socket.getaddrinfo", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.chmod",
+    "os.chown", "os.setxattr", "ctypes.dlopen", "ctypes.dlsym", "ctypes.call_function", "ctypes.string_at", "gc.get_objects", "gc.get_referrers", "gc.get_referents"})
+UNREPORTED = {"os": ("pidfd_open",), "posix": ("pidfd_open",), "signal": ("pidfd_send_signal",), "_signal": ("pidfd_send_signal",), "_posixsubprocess": ("fork_exec",)}
 
 
 def pack(value: Any) -> Any:
@@ -58,11 +63,16 @@ def unpack(value: Any) -> Any:
     return tuple(unpack(part) for part in content) if kind == "tuple" else {unpack(key): unpack(part) for key, part in content}
 
 
-def answer(job: dict) -> dict:
-    """Run one job {"source", "name", "function", "args", "gradients"}; {"value": ...} or {"error": one sentence}. In the forked process."""
+def answer(job: dict, shut: Callable[[], None]) -> dict:
+    """Run one job {"source", "name", "function", "args", "gradients"}; {"value": ...} or {"error": one sentence}. In the forked process.
+
+    shut: called before the submission's first line runs, and after it was compiled, for which Python may look for the file.
+    """
     try:
         space = {"__name__": "submission", "__file__": job["name"]}
-        exec(compile(job["source"], job["name"], "exec"), space)
+        code = compile(job["source"], job["name"], "exec")
+        shut()
+        exec(code, space)
         if not job["function"]:  # only: can it be loaded?
             return {"value": None}
         if not callable(space.get(job["function"])):
@@ -72,7 +82,7 @@ def answer(job: dict) -> dict:
         found = space[job["function"]](*args)
         if wanted:
             if not (isinstance(found, torch.Tensor) and found.requires_grad):
-                return {"error": "its result has no gradient: somewhere on the way a tensor was detached, or turned into a number"}
+                return {"error": NO_GRADIENT}
             found = list(torch.autograd.grad(found.sum(), wanted, materialize_grads=True))
         return {"value": pack(found)}
     except NotImplementedError as e:
@@ -82,7 +92,7 @@ def answer(job: dict) -> dict:
     except BaseException as e:  # whatever a submission does is an answer about the submission
         if isinstance(e, MemoryError) or "allocate memory" in str(e) or "not enough memory" in str(e):
             return {"error": f"it asked for more memory than the {job['memory_gb']:g} GB it may have"}
-        lines = [frame.lineno for frame in traceback.extract_tb(e.__traceback__) if frame.filename == job["name"]]
+        lines = [line for frame, line in traceback.walk_tb(e.__traceback__) if frame.f_code.co_filename == job["name"]]  # extract_tb would open the file
         where = f" ({job['name']}, line {lines[-1]})" if lines else f" ({job['name']}, line {e.lineno})" if isinstance(e, SyntaxError) else ""
         return {"error": f"{type(e).__name__}: {str(e)[:300]}{where}"}
 
@@ -102,15 +112,27 @@ def limit(job: dict, drop: bool) -> None:
     resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))  # of this user; root is not held by it
 
 
-def forbid(result: int, project: str, allowed: str) -> None:
-    """From here on, starting a process, using the network or opening the project's own files ends the call with a message."""
+def forbid(result: int, project: str) -> None:
+    """From here on the acts above, and opening any file but Python's own for reading, end the call with a message."""
+    for module, names in UNREPORTED.items():
+        for name in names:
+            if hasattr(sys.modules.get(module), name):
+                setattr(sys.modules[module], name, None)
+    # bound here, where a submission that rewrites `os` does not reach them
+    own, real, is_folder, leave, write, pack_text = (sys.prefix + os.sep, sys.base_prefix + os.sep), os.path.realpath, os.path.isdir, os._exit, os.pwrite, json.dumps
+    writing, forbidden = os.O_WRONLY | os.O_RDWR, FORBIDDEN
+
     def hook(event: str, args: tuple) -> None:
-        path = os.fsdecode(args[0]) if event == "open" and args and isinstance(args[0], (str, bytes)) else ""
-        inside = path and os.path.abspath(path).startswith(project) and not os.path.abspath(path).startswith(allowed)
-        if event in FORBIDDEN or inside:
-            what = f"to read the project's file {os.path.basename(path)}" if inside else f"{event}"
-            os.pwrite(result, json.dumps({"forbidden": what}).encode(), 0)
-            os._exit(1)
+        what = event if event in forbidden else ""
+        if event == "open" and isinstance(args[0], (str, bytes)):
+            path = real(os.fsdecode(args[0]))
+            pythons = path.startswith(own) and (not path.startswith(project) or path.startswith(own[0]))
+            if (args[2] or 0) & writing or is_folder(path) or not (pythons or path in ("/dev/null", "/dev/urandom")):
+                what = f"to open {path.rsplit('/', 1)[-1]}"
+        if what:
+            write(result, pack_text({"forbidden": what}).encode(), 0)
+            leave(1)
+            raise PermissionError(what)
     sys.addaudithook(hook)
 
 
@@ -123,10 +145,9 @@ def run(job: dict, drop: bool, project: str) -> dict:
             for fd in (0, 1, 2, job["reply_to"]):
                 os.dup2(nowhere, fd)  # prints go nowhere, and the way to the parent is closed
             torch.manual_seed(0)
-            limit(job, drop)
-            forbid(result.fileno(), project, sys.prefix + os.sep)
             try:
-                text = json.dumps(answer(job)).encode()
+                limit(job, drop)
+                text = json.dumps(answer(job, lambda: forbid(result.fileno(), project))).encode()
             except BaseException as e:
                 text = json.dumps({"error": f"its result cannot be read: {type(e).__name__}: {str(e)[:200]}"}).encode()
             os.pwrite(result.fileno(), text, 0)
@@ -161,7 +182,7 @@ def main() -> None:
     for line in sys.stdin:
         try:
             reply = run(json.loads(line) | {"reply_to": reply_to}, drop, project)
-        except (ValueError, OSError) as e:
+        except (ValueError, OSError, RecursionError) as e:
             reply = {"error": f"its result cannot be read: {e}"}
         os.write(reply_to, json.dumps(reply).encode() + b"\n")
 

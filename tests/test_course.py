@@ -17,7 +17,8 @@ import pytest
 from course.bands import page
 from course.build import COURSE, assignments, made
 from course.grade import grade, load_checks, table, write_results
-from course.sandbox import Failed, Limits, Sandbox
+from course.sandbox import Limits, Sandbox
+from course.worker import can_be_nobody
 from runtime.config import ROOT
 
 ALL = assignments()
@@ -109,9 +110,18 @@ ATTACKS = {
     "a connection": ("socket.create_connection(('127.0.0.1', 9), 1)", "socket."),
     "sys.exit": ("sys.exit(0)", "sys.exit"),
     "a hard exit": ("os._exit(0)", "ended its process"),
-    "a crash": ("ctypes.string_at(0)", "signal 11"),
+    "a crash": ("import faulthandler; faulthandler._sigsegv()", "signal 11"),
     "killing the parent": ("os.kill(os.getppid(), 9)", "os.kill"),
+    "killing the parent behind Python's back": ("import signal; signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 9)", "NoneType"),
+    "native code": ("ctypes.CDLL(None).fork()", "ctypes."),
     "reading the project": (f"open({str(ROOT / 'losses.py')!r})", "losses.py"),
+    "reading it through the back door": (f"open('/proc/self/root{ROOT / 'losses.py'}')", "losses.py"),
+    "importing it": (f"sys.path.insert(0, {str(ROOT)!r})\nimport losses", "to open losses"),
+    "a folder's descriptor": (f"os.open({str(ROOT)!r}, os.O_RDONLY)", ROOT.name),
+    "another process's memory": ("open(f'/proc/{os.getppid()}/mem', 'rb')", "mem"),
+    "writing a file": ("open('/tmp/x_of_a_submission', 'w')", "x_of_a_submission"),
+    "replacing a file": ("os.replace('/nowhere/a', '/nowhere/b')", "os.rename"),
+    "disarming the hook": ("os._exit = os.pwrite = lambda *a: None\nos.fork()", "os.fork"),
     "a syntax error": ("def half(", "SyntaxError"),
 }
 
@@ -202,14 +212,30 @@ def test_a_forged_answer_is_only_a_value(tmp_path):
     assert "micro_batches_add_up" in {r.name for r in results if r.message}
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can be given up")
-def test_run_by_root_a_submission_is_nobody(sandbox):
-    try:
-        assert sandbox.call("import os\ndef who(): return os.geteuid()", "mine.py", "who") == 65534
-        with pytest.raises(Failed, match="resource|Resource"):
-            sandbox.call("import ctypes\ndef bomb():\n    if ctypes.CDLL(None).fork() < 0: raise OSError('no resources')\n    return 0", "mine.py", "bomb")
-    except AssertionError:
-        pytest.skip("this Python can be read by root only")
+@pytest.mark.skipif(not can_be_nobody(), reason="not root, or this Python can be read by root only")
+def test_run_by_root_a_submission_is_nobody_and_may_start_nothing(sandbox):
+    text = "import os, resource\ndef who(): return [os.geteuid(), *resource.getrlimit(resource.RLIMIT_NPROC)]"
+    assert sandbox.call(text, "mine.py", "who") == [65534, 1, 1]
+
+
+ODD = ("None", "10 ** 400", "[]", "{}", "'text'", "float('nan')", "torch.tensor(float('nan'))", "torch.zeros(0)", "[None] * 3", "b'x' * 45 * 2 ** 20", "torch.ones(2, dtype=torch.complex64)")
+
+
+@pytest.mark.parametrize("value", ODD)
+def test_no_value_stops_the_grader(value, tmp_path, sandbox):
+    """Every function gives the same odd value: no points beyond the paragraphs', and a message each."""
+    functions = dict.fromkeys(c.function for c in load_checks("a4") if c.level != "written")
+    text = "import torch\n" + "".join(f"def {name}(*_): return {value}\n" for name in functions)
+    results = [r for r in grade("a4", submission(tmp_path, text), sandbox, 0) if r.level not in ("written", "shape")]
+    assert sum(r.earned for r in results) == 0 and all(r.message for r in results)
+
+
+@pytest.mark.parametrize("forged", ['5', '{"value": {"tensor": []}}', '{"value": {"tensor": ["float32", [Infinity], "AAAA"]}}', '{"value": {"x": 1}}', "[" * 2000])
+def test_no_forged_file_stops_the_grader(forged, tmp_path):
+    act = f"\n    for fd in range(3, 20):\n        try: os.pwrite(fd, {forged.encode()!r}, 0)\n        except OSError: pass\n    os._exit(0)"
+    with Sandbox() as sandbox:
+        results = grade("a4", submission(tmp_path, broken_inside(act)), sandbox, 0)
+    assert {r.function for r in results if r.message} == {"step_loss"}
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

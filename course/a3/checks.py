@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor
 
-from course.checking import answered, check, holds, same, tensor
+from course.checking import answered, check, holds, same, show, tensor
 from runtime.config import TrainConfig
 from runtime.optim import lr_at
 
@@ -22,7 +22,7 @@ def text(rng: torch.Generator, prompt: int, reply: int) -> tuple[Tensor, Tensor]
 def two_lists_of_one_length(call, rng):
     """next_tokens gives a tuple of two int64 tensors [N]."""
     found = call("next_tokens", torch.randint(1, 50, (7,), generator=rng), torch.arange(7) >= 4)
-    holds(isinstance(found, tuple) and len(found) == 2, f"Expected a tuple of two tensors, got {type(found).__name__}.")
+    holds(isinstance(found, tuple) and len(found) == 2, f"Expected a tuple of two tensors, got {show(found)}.")
     for part in found:
         tensor(part, (3,), floating=False)
 
@@ -185,10 +185,12 @@ def ten_steps_by_hand(call, rng):
 
 @check("learning_rate", "property", 2)
 def the_projects_schedule(call, rng):
-    """The same as runtime/optim.py's lr_at for every step of a run."""
-    total, warmup = int(torch.randint(20, 60, (1,), generator=rng)), 0.15
-    c = TrainConfig(lr=2e-3, warmup=warmup, min_lr=0.1)
-    same([call("learning_rate", step, total, 2e-3, warmup, 0.1) for step in range(total)], [lr_at(step, total, c) for step in range(total)])
+    """The same as runtime/optim.py's lr_at for every step of a run, in units of the peak; the number of warm-up steps is rounded to the nearest."""
+    for total in (25, 22, int(torch.randint(20, 60, (1,), generator=rng))):  # .15 of 25 and of 22: one rounds up, the other down
+        c = TrainConfig(lr=2e-3, warmup=0.15, min_lr=0.1)
+        found = [call("learning_rate", step, total, 2e-3, 0.15, 0.1) for step in range(total)]
+        holds(all(isinstance(rate, (int, float)) for rate in found), f"Expected numbers, got {show(found)}.")
+        same([rate / 2e-3 for rate in found], [lr_at(step, total, c) / 2e-3 for step in range(total)], f"rate / peak of {total} steps")
 
 
 @check("learning_rate", "trap", 2)
@@ -204,7 +206,7 @@ def gradients_and_their_norm(call, rng):
     """clip_gradients gives (list of tensors, number), the tensors of the shapes they had."""
     given = [torch.randn(3, 2, generator=rng), torch.randn(5, generator=rng)]
     found = call("clip_gradients", given, 1.0)
-    holds(isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], list) and len(found[0]) == 2, f"Expected (list of 2 tensors, norm), got {type(found).__name__}.")
+    holds(isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], list) and len(found[0]) == 2, f"Expected (list of 2 tensors, norm), got {show(found)}.")
     for part, g in zip(found[0], given):
         tensor(part, tuple(g.shape))
 
@@ -265,7 +267,7 @@ def walk(call, weight: Tensor, gradients: list[Tensor], decay: float) -> Tensor:
 def three_tensors(call, rng):
     """adamw_step gives (weight, mean, square), each of the weight's shape."""
     found = call("adamw_step", torch.randn(2, 3, generator=rng), torch.randn(2, 3, generator=rng), torch.zeros(2, 3), torch.zeros(2, 3), 1, 0.01, 0.9, 0.95, 1e-8, 0.1)
-    holds(isinstance(found, tuple) and len(found) == 3, f"Expected a tuple of three tensors, got {type(found).__name__}.")
+    holds(isinstance(found, tuple) and len(found) == 3, f"Expected a tuple of three tensors, got {show(found)}.")
     for part in found:
         tensor(part, (2, 3))
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from course.checking import Failed, answered, check, holds, same, show, tensor
+from course.worker import NO_GRADIENT
 from objectives import preference_loss
 
 LOSSES = ("dpo_loss", "ipo_loss", "dpop_loss")
@@ -48,8 +49,9 @@ def ragged(rng: torch.Generator) -> tuple[Tensor, Tensor, int]:
 
 @check("sequence_logps", "shape", 1)
 def one_number_per_reply(call, rng):
-    """sequence_logps gives a float tensor [sequences]."""
-    tensor(call("sequence_logps", *ragged(rng)), (5,))
+    """sequence_logps gives a float32 tensor [sequences]."""
+    found = tensor(call("sequence_logps", *ragged(rng)), (5,))
+    holds(found.dtype == torch.float32, f"Expected float32, got {show(found)}.")
 
 
 @check("sequence_logps", "number", 2)
@@ -92,7 +94,7 @@ def a_reward_is_no_loss(call, rng):
     try:
         call.gradients("implicit_rewards", *four(rng, 3)[:2], 0.1, of=(0,))
     except Failed as e:
-        if "no gradient" in str(e):
+        if str(e) == NO_GRADIENT:
             return
         raise
     holds(False, "The rewards you return still carry a gradient.")
@@ -164,7 +166,7 @@ def beta_scales_the_whole_margin(call, rng):
 def two_gradients(call, rng):
     """dpo_gradient gives a tuple of two float tensors [P]."""
     found = call("dpo_gradient", *four(rng, 4), 0.1)
-    holds(isinstance(found, tuple) and len(found) == 2, f"Expected a tuple of two tensors, got {type(found).__name__}.")
+    holds(isinstance(found, tuple) and len(found) == 2, f"Expected a tuple of two tensors, got {show(found)}.")
     for part in found:
         tensor(part, (4,))
 

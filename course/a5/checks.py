@@ -235,6 +235,7 @@ def a_failed_answer_is_no_tie(call, rng):
     """Where the judge failed in either order nobody looked at the pair: None, which is neither a tie nor a verdict."""
     for answers in (("first", None), (None, "first"), (None, "tie"), (None, None)):
         same(call("settle", *answers), None, f"settle{answers}")
+    same(call("settle", "first", "second"), "a", 'settle("first", "second"), where nothing failed')
 
 
 # ---- win_rate -------------------------------------------------------------------------------------------------------

@@ -41,5 +41,5 @@ def run(student: ModuleType, base: Base) -> Outcome:
             found.figures["DPO: alarms of the health panel"] = sum(finding["level"] == "alarm" for finding in examine(folder))
     for n, (_, stage) in SICK.items():
         rows = read_metrics(folder_of("a6") / "runs" / f"run_{n}" / "metrics.jsonl")
-        found.figures |= {f"sick run {n}: {name}": value for name, value in figures(stage, rows).items()}
+        found.figures |= {f"run_{n}, one committed log: {name}": value for name, value in figures(stage, rows).items()}
     return found
