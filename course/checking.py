@@ -61,8 +61,8 @@ def check(function: str, level: str, points: float) -> Callable:
 
 
 def checks_of(module: ModuleType) -> list[Check]:
-    """The checks of a file in their order."""
-    return [thing.check for thing in vars(module).values() if hasattr(thing, "check")]
+    """The checks of a file in their order, and the two of the written answers, which every assignment has."""
+    return [thing.check for thing in (*vars(module).values(), prediction_before, explanation_after) if hasattr(thing, "check")]
 
 
 def wrong(expected: Any, got: Any, what: str = "") -> NoReturn:
@@ -134,4 +134,16 @@ def answered(source: str, question: str) -> None:
     holds(words >= WORDS, f'WRITTEN["{question}"] has {words} words; at least {WORDS}, in your own words, to be read by a person')
 
 
-__all__ = ["Call", "Check", "Failed", "Wrong", "answered", "check", "checks_of", "holds", "same", "show", "tensor", "wrong"]
+@check("the run", "written", 2)
+def prediction_before(call: Call, rng: torch.Generator) -> None:
+    """Before the run:"""
+    answered(call.source, "before")
+
+
+@check("the run", "written", 2)
+def explanation_after(call: Call, rng: torch.Generator) -> None:
+    """After the run:"""
+    answered(call.source, "after")
+
+
+__all__ = ["Call", "Check", "Failed", "Wrong", "check", "checks_of", "holds", "same", "show", "tensor", "wrong"]

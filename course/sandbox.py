@@ -73,7 +73,7 @@ class Sandbox:
         if "forbidden" in reply:
             raise Failed(f"stopped: the submission tried {reply['forbidden']}", ends=True)
         if "error" in reply:
-            raise Failed(str(reply["error"]), cost="more memory than" in str(reply["error"]))
+            raise Failed(str(reply["error"]), cost=bool(reply.get("cost")))
         try:
             return unpack(reply["value"])
         except Exception:  # whatever a submission wrote there is an answer about the submission
@@ -90,7 +90,7 @@ class Sandbox:
                     text += part
                     if not part or len(text) > 2 * LARGEST:
                         raise OSError
-                if why := self._too_much(deadline, seconds, text.endswith(b"\n")):
+                if not text.endswith(b"\n") and (why := self._too_much(deadline, seconds)):
                     self.stop()
                     raise Failed(why, cost=True)
             return json.loads(text)
@@ -98,9 +98,7 @@ class Sandbox:
             self.stop()
             raise Failed("stopped: the submission ended or disturbed the process it is graded in", ends=True) from None
 
-    def _too_much(self, deadline: float, seconds: float, done: bool) -> str:
-        if done:
-            return ""
+    def _too_much(self, deadline: float, seconds: float) -> str:
         if time.monotonic() > deadline:
             return f"stopped after {seconds:g} seconds: does a loop never end?"
         used = 0

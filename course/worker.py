@@ -64,7 +64,7 @@ def unpack(value: Any) -> Any:
 
 
 def answer(job: dict, shut: Callable[[], None]) -> dict:
-    """Run one job {"source", "name", "function", "args", "gradients"}; {"value": ...} or {"error": one sentence}. In the forked process.
+    """Run one job {"source", "name", "function", "args", "gradients"}; {"value": ...} or {"error": one sentence}, with "cost" where it met a limit. In the forked process.
 
     shut: called before the submission's first line runs, and after it was compiled, for which Python may look for the file.
     """
@@ -91,7 +91,7 @@ def answer(job: dict, shut: Callable[[], None]) -> dict:
         return {"error": "it called sys.exit; a function returns its result"}
     except BaseException as e:  # whatever a submission does is an answer about the submission
         if isinstance(e, MemoryError) or "allocate memory" in str(e) or "not enough memory" in str(e):
-            return {"error": f"it asked for more memory than the {job['memory_gb']:g} GB it may have"}
+            return {"error": f"it asked for more memory than the {job['memory_gb']:g} GB it may have", "cost": True}
         lines = [line for frame, line in traceback.walk_tb(e.__traceback__) if frame.f_code.co_filename == job["name"]]  # extract_tb would open the file
         where = f" ({job['name']}, line {lines[-1]})" if lines else f" ({job['name']}, line {e.lineno})" if isinstance(e, SyntaxError) else ""
         return {"error": f"{type(e).__name__}: {str(e)[:300]}{where}"}

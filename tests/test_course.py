@@ -143,7 +143,7 @@ INSIDE = "def step_loss(losses: Tensor, pairs_in_step: int) -> Tensor:\n"
 def broken_inside(act: str) -> str:
     """The reference solution with an act at the start of its last function."""
     assert INSIDE in SOLUTION
-    return SOLUTION.replace(INSIDE, f"import os, ctypes, time\n\n{INSIDE}    {act}\n").replace('    """What one', '    r"""What one')
+    return SOLUTION.replace(INSIDE, f"import os, ctypes, time\n\n{INSIDE}    {act}\n")
 
 
 def test_a_loop_in_one_function_costs_only_its_points(tmp_path):

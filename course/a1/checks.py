@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from batching import Batch, make_batch
-from course.checking import Call, answered, check, holds, same, show, tensor
+from course.checking import Call, check, holds, same, show, tensor
 from data.prepare_hh import Drop, fit
 from data.store import PairStore, StoreWriter
 from tokenizer import Tokenizer, bpe, learn_merges, merge_pair
@@ -452,15 +452,3 @@ def the_prompt_is_not_scored(call, rng):
     _, scored = padded(call, prompts, replies, 999)
     for b, prompt in enumerate(prompts):
         holds(not scored[b, :len(prompt)].any(), f"Row {b}: expected nothing scored in its prompt, places 0 to {len(prompt) - 1}, got {scored[b].int().tolist()}.")
-
-
-@check("the run", "written", 2)
-def prediction_before(call, rng):
-    """Before the run:"""
-    answered(call.source, "before")
-
-
-@check("the run", "written", 2)
-def explanation_after(call, rng):
-    """After the run:"""
-    answered(call.source, "after")

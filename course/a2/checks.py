@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import model
-from course.checking import Wrong, answered, check, holds, same, tensor
+from course.checking import Wrong, check, holds, same, tensor
 from generate import _nucleus, pick
 
 PARTS = ("prompt", "chosen", "rejected")
@@ -481,15 +481,3 @@ def the_last_draw_is_a_token(call, rng):
     u = torch.tensor([1 - 2**-53], dtype=torch.float64)
     draws(call, torch.zeros(1, 7), 1.0, u, "seven equally likely tokens")
     draws(call, torch.tensor([[0.3, 0.1, -0.2, -INF, -INF]]), 1.0, u, "the last two of five tokens are impossible")
-
-
-@check("the run", "written", 2)
-def which_figures_would_notice(call, rng):
-    """Before the run:"""
-    answered(call.source, "before")
-
-
-@check("the run", "written", 2)
-def which_figures_noticed(call, rng):
-    """After the run:"""
-    answered(call.source, "after")

@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor
 
-from course.checking import answered, check, holds, same, show, tensor
+from course.checking import check, holds, same, show, tensor
 from runtime.config import TrainConfig
 from runtime.optim import lr_at
 
@@ -299,15 +299,3 @@ def decay_is_no_gradient(call, rng):
     weight = torch.tensor([2.0])
     found = call("adamw_step", weight, torch.zeros(1), torch.zeros(1), torch.zeros(1), 1, 0.01, 0.9, 0.95, 1e-8, 0.5)
     same(found, (torch.tensor([1.99]), torch.zeros(1), torch.zeros(1)))
-
-
-@check("the run", "written", 2)
-def prediction_before(call, rng):
-    """Before the run:"""
-    answered(call.source, "before")
-
-
-@check("the run", "written", 2)
-def explanation_after(call, rng):
-    """After the run:"""
-    answered(call.source, "after")

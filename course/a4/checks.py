@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor
 
-from course.checking import Failed, answered, check, holds, same, show, tensor
+from course.checking import Failed, check, holds, same, show, tensor
 from course.worker import NO_GRADIENT
 from objectives import preference_loss
 
@@ -299,15 +299,3 @@ def micro_batches_add_up(call, rng):
     losses = torch.rand(32, generator=rng)
     same(call("step_loss", losses[:20], 32) + call("step_loss", losses[20:], 32), losses.mean())
     same(call.gradients("step_loss", losses[20:], 32, of=(0,))[0], torch.full((12,), 1 / 32), "its gradient")
-
-
-@check("the run", "written", 2)
-def prediction_before(call, rng):
-    """Before the run:"""
-    answered(call.source, "before")
-
-
-@check("the run", "written", 2)
-def explanation_after(call, rng):
-    """After the run:"""
-    answered(call.source, "after")

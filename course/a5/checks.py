@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course.checking import answered, check, holds, same, show, tensor
+from course.checking import check, holds, same, show, tensor
 from eval import pairwise, stats
 from eval.perplexity import perplexity
 from tokenizer import END_OF_TEXT, HUMAN, clean_reply
@@ -450,15 +450,3 @@ def at_most_one(call, rng):
 def not_all_by_the_number_of_tests(call, rng):
     """Only the smallest p faces all tests; m times each p is Bonferroni's correction, which finds less for the same guarantee."""
     same(call("holm", [0.01, 0.02]), [0.02, 0.02])
-
-
-@check("the run", "written", 2)
-def prediction_before(call, rng):
-    """Before the run:"""
-    answered(call.source, "before")
-
-
-@check("the run", "written", 2)
-def explanation_after(call, rng):
-    """After the run:"""
-    answered(call.source, "after")

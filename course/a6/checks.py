@@ -11,7 +11,7 @@ from torch import Tensor
 from batching import make_batch
 from course.a6.checks_of_logs import *  # noqa: F403  the checks of parts one and two
 from course.a6.checks_of_logs import draw, whole
-from course.checking import Wrong, answered, check, same, tensor, wrong
+from course.checking import Wrong, check, same, tensor, wrong
 from eval.replies import as_store
 from losses import sft_loss
 from runtime.config import DPOConfig
@@ -247,15 +247,3 @@ def it_ends_at_the_floor(call, rng):
 def the_warm_up_is_kept(call, rng):
     """The first steps rise to the peak from 1 / W of it: Adam's averages are of few gradients there, so large steps would be steps in the dark."""
     schedule(call, 100, 1e-3, 0.2, 0.1, [0, 1, 10, 19, 30])
-
-
-@check("the run", "written", 2)
-def prediction_before(call, rng):
-    """Before the run:"""
-    answered(call.source, "before")
-
-
-@check("the run", "written", 2)
-def explanation_after(call, rng):
-    """After the run:"""
-    answered(call.source, "after")
