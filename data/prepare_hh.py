@@ -36,7 +36,7 @@ from tokenizer import (ASSISTANT, HUMAN, Tokenizer, encode_prompt, encode_respon
                        train_bpe)
 
 FORMAT = 2  # raise when the same source would be prepared differently: it is part of the content hash
-LEVELS = {"easy": 1, "medium": 2, "hard": 3}
+LEVELS = {"easy": 1, "medium": 2, "hard": 3, "hard_improved": 3}
 CHUNK, BLOCK = 4096, 64  # pairs in memory at a time, pairs a thread encodes in one go
 TOKENIZER_TEXT_MB = 16.0  # plain text that joins the pairs when a vocabulary is trained
 
@@ -385,6 +385,8 @@ def prepare(config: Config) -> Path:
     d = config.data
     if d.tokenizer == "chat":
         raise UserError("--data.tokenizer=chat: pairs in a model's own chat template are prepared by `python data/prepare_pairs.py CONFIG`.")
+    if d.system:
+        raise UserError("--data.system: transcripts have no system message; this setting goes with --data.tokenizer=chat.")
 
     def ids_follow() -> dict[str, Any]:
         trained = d.tokenizer == "bpe"

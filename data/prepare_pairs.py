@@ -5,7 +5,8 @@
 The tokenizer is the one of `model.init_from` (chat_tokenizer.py). What is written, where, and how rows are split, cleaned and
 accounted for is as in data/prepare_hh.py. Files are .jsonl, .json, .parquet or .csv; each row is one of
 
-    prompt, chosen, rejected      texts: a question (or a transcript, as in the last line) and two replies
+    prompt, chosen, rejected      texts: a question (or a transcript, as in the last line) and two replies; "question" is another name for it, and
+                                  a text "context" beside it is put before it. Where the block is too short the context is cut first, from its end
     prompt, chosen, rejected      lists of messages {"role", "content"}: the conversation so far, and the reply alone, twice
     [prompt,] chosen, rejected    two lists of messages that both hold the whole conversation
     chosen, rejected              two transcripts in HH's layout: "\\n\\nHuman: ...\\n\\nAssistant: ..."
@@ -28,13 +29,14 @@ import numpy as np
 from chat_tokenizer import ChatTokenizer, Message, load_chat_tokenizer
 from data.prepare_hh import (CHANGED, DROPPED, Drop, Encoded, Known, Pair, clean_pair, parse_known, plain, prepare_store, read_pairs,
                              write_pairs)
-from data.sources import Content, Part, kind_of, parse_object, read_lines, read_rows, tidy
+from data.sources import ODD, Content, Part, kind_of, parse_object, read_lines, read_rows, tidy
 from runtime.config import Config, load_config
 from runtime.errors import UserError, run_main
 from tokenizer import ASSISTANT, HUMAN
 
 FORMAT = 1  # raise when the same source would be prepared differently: it is part of the content hash
 REFUSED, JOINED = "refused by the chat template", "system message joined to the first turn"
+TRIMMED = "context cut from its end"
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant"}
 VALUES = ("level", "margin", "score_chosen", "score_rejected", "chosen_is_true")  # fields that are no text; a .csv file has nothing else
 MARKER = re.compile(r"\n\n(Human|Assistant):")
@@ -72,7 +74,8 @@ def cell_value(name: str, cell: Any) -> Any:
 def parse_row(row: bytes | Any, level: int) -> tuple[str, Sides, Known]:
     """(what the person says first, the two sides, what else is said) of a source row. Raises ValueError saying what is wrong with it."""
     fields, changes = parse_object(row), []
-    prompt, sides = fields.get("prompt"), [fields.get(name) for name in ("chosen", "rejected")]
+    prompt, context = fields.get("prompt", fields.get("question")), fields.get("context") or ""
+    sides = [fields.get(name) for name in ("chosen", "rejected")]
     if None in fields:
         raise ValueError("more cells than the first line has columns")
     if None in sides:
@@ -80,6 +83,13 @@ def parse_row(row: bytes | Any, level: int) -> tuple[str, Sides, Known]:
     if type(sides[0]) is not type(sides[1]):
         raise ValueError('one of "chosen" and "rejected" is text, the other is not')
     known = parse_known(fields, level)
+    if context and not all(isinstance(text, str) for text in (context, prompt, *sides)):
+        raise ValueError('"context" is a text that stands before a question and two replies, all of them texts')
+    if context:
+        asked, replies = tidy(prompt).strip(), [[{"role": "assistant", "content": tidy(side).strip()}] for side in sides]
+        message = in_context(tidy(context).strip(), asked)
+        odd = any(map(ODD.search, (context, prompt, *sides)))
+        return asked, ([message, *replies[0]], [message, *replies[1]], ["odd whitespace made plain"] * odd), known
     if isinstance(sides[0], str):
         good, bad = map(plain, sides)
         if good.startswith(HUMAN) or not prompt and MARKER.search(good):  # transcripts
@@ -92,6 +102,12 @@ def parse_row(row: bytes | Any, level: int) -> tuple[str, Sides, Known]:
     # a list that does not begin with the reply holds the whole conversation
     good, bad = (asked + side if side[0]["role"] == "assistant" else side for side in (good, bad))
     return next((m["content"] for m in good if m["role"] == "user"), ""), (good, bad, changes[:1]), known
+
+
+def in_context(context: str, question: str) -> Message:
+    """The user message that asks a question about a context; it remembers both, so that the context can be cut (`shorten`)."""
+    content = f"Context: {context}\n\nQuestion: {question}" if context else f"Question: {question}"
+    return {"role": "user", "content": content, "context": context, "question": question}
 
 
 def as_messages(value: str | list, name: str, role: str, changes: list[str]) -> list[Message]:
@@ -131,11 +147,11 @@ def merged(messages: list[Message]) -> list[Message]:
     return joined
 
 
-def clean_sides(tokenizer: ChatTokenizer, chosen: list[Message] | str, rejected: list[Message] | str,
+def clean_sides(tokenizer: ChatTokenizer, instruction: str, chosen: list[Message] | str, rejected: list[Message] | str,
                 changes: list[str]) -> tuple[list[Message], str, str, str, list[str]]:
     """(prompt, the prompt as text to compare, chosen reply, rejected reply, changes) of the two sides, treated alike. Raises Drop.
 
-    A system message is only counted here where it has no place of its own: the tokenizer joins it to the turn that is then the first.
+    `instruction` becomes the system message of a prompt that has none. A system message is only counted here where it has no place of its own: the tokenizer joins it to the turn that is then the first.
     """
     if isinstance(chosen, str):
         transcript, good, bad = clean_pair(chosen, rejected)
@@ -155,7 +171,10 @@ def clean_sides(tokenizer: ChatTokenizer, chosen: list[Message] | str, rejected:
         if good == bad:
             raise Drop("identical replies")
         prompt = merged(given)
-    changes = changes + ["turns in a row merged"] * (prompt != given) + [JOINED] * (tokenizer.join_system(prompt) != prompt)
+    changes = changes + ["turns in a row merged"] * (prompt != given)
+    if instruction and prompt[0]["role"] != "system":
+        prompt = [{"role": "system", "content": instruction}, *prompt]
+    changes += [JOINED] * (tokenizer.join_system(prompt) != prompt)
     return prompt, "\n\n".join(f"{m['role']}: {m['content']}" for m in prompt), good, bad, changes
 
 
@@ -182,6 +201,21 @@ def shorten(tokenizer: ChatTokenizer, prompt: list[Message], room: int) -> tuple
             return None
 
 
+def cut_context(tokenizer: ChatTokenizer, prompt: list[Message], room: int) -> list[Message]:
+    """The prompt with the context of its last message cut from the end until it fits `room`, down to none; a prompt without one as it is.
+
+    Retrieved passages come best first, and the question stands behind them: cut on the right as one text, a prompt loses its question,
+    and joined to its reply it loses the reply.
+    """
+    if not prompt[-1].get("context"):
+        return prompt
+    words = tokenizer.encode(prompt[-1]["context"])
+    while words and (over := len(tokenizer.encode_messages(prompt)[0]) - room) > 0:
+        words = words[:-over] if over < len(words) else []  # half a character may be left at the cut
+        prompt = [*prompt[:-1], in_context(tokenizer.decode(words).rstrip("\ufffd").strip(), prompt[-1]["question"])]
+    return prompt
+
+
 def encode_block(tokenizer: ChatTokenizer, block_size: int, pairs: list[Pair]) -> list[Encoded | Drop]:
     """Ids of some pairs, fitted to the block, or why not. The prompt is encoded once for both sides."""
     prompts = tokenizer.encode_conversations([pair.prompt for pair in pairs])
@@ -193,8 +227,8 @@ def encode_block(tokenizer: ChatTokenizer, block_size: int, pairs: list[Pair]) -
             encoded.append(Drop(REFUSED))
         elif len(prompt[0]) <= room:
             encoded.append((*prompt, chosen, rejected))
-        elif short := shorten(tokenizer, pair.prompt, room):
-            pair.changes.append("prompt shortened from the left")
+        elif short := shorten(tokenizer, cut_context(tokenizer, pair.prompt, room), room):
+            pair.changes.append(TRIMMED if "context" in pair.prompt[-1] else "prompt shortened from the left")
             encoded.append((*short, chosen, rejected))
         else:
             encoded.append(Drop("reply longer than the block"))
@@ -221,8 +255,8 @@ def prepare(config: Config) -> Path:
         return load_chat_tokenizer(find_folder(start), Path(start).name)
 
     def fill(folder: Path, parts: list[Part], contents: list[Content], counts: dict[str, Counter], meta: dict[str, Any]) -> None:
-        pairs = read_pairs(config, parts, contents, counts, "encoding", read_table, parse_row, partial(clean_sides, tokenizer()))
-        write_pairs(config, pairs, tokenizer(), folder, meta, counts, encode_block, (*DROPPED, REFUSED), (*CHANGED, JOINED))
+        pairs = read_pairs(config, parts, contents, counts, "encoding", read_table, parse_row, partial(clean_sides, tokenizer(), config.data.system))
+        write_pairs(config, pairs, tokenizer(), folder, meta, counts, encode_block, (*DROPPED, REFUSED), (*CHANGED, TRIMMED, JOINED))
 
     return prepare_store(config, lambda: {"chat_format": FORMAT, "tokenizer": tokenizer().hash}, fill)
 

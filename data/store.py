@@ -233,6 +233,8 @@ def data_settings(config: Config) -> dict[str, Any]:
     settings |= {name: getattr(d, name) for name in ("subsets", "val_fraction", "test_fraction", "max_rows")}
     if d.tokenizer == "bpe":
         settings["vocab_size"] = d.vocab_size
+    if d.system:
+        settings["system"] = d.system
     return settings  # skip_bad is left out: a preparation that ends without it is the same with it
 
 

@@ -61,6 +61,7 @@ class DataConfig:
     subsets: list[str] = opt([], "HH subsets to use, e.g. ['harmless-base','helpful-base']; empty = all")
     tokenizer: str = opt("bpe", "gpt2 | bpe (trained here on the training split) | chat (the model's own, with its chat template) | a folder with tokenizer.json")
     vocab_size: int = opt(1024, "tokens of a bpe trained here, end-of-text included")
+    system: str = opt("", "with tokenizer=chat: the system message of every conversation that has none; empty = none")
     val_fraction: float = opt(0.05, "share of conversations held out for validation when the source has no such split")
     test_fraction: float = opt(0.10, "share of conversations held out for testing when the source has no such split")
     max_rows: int = opt(0, "use only the first rows of each source file; 0 = all")
