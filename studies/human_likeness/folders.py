@@ -1,0 +1,175 @@
+"""A study folder MODEL/{inference,scored}: samples of every epoch and their scores, and whether the two belong together.
+
+In the public study the scored files of four of seven models held another model's dialogues. Here every scored text is looked up in the samples it
+claims to be of, and what is foreign is named with the place it comes from.
+"""
+import ast
+import csv
+import json
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime.errors import UserError
+from studies.human_likeness.dialogue import clean, features, problems, text_hash, turns
+from studies.human_likeness.items import check_answers
+
+SAMPLES, SCORED = re.compile(r"samples_epoch_(\d+)\.csv"), re.compile(r"samples_epoch_(\d+)_scored_(.+)\.csv")
+
+
+@dataclass(frozen=True)
+class Rated:
+    """A scored sample: its row in the inference file, the ratings by item id, the score as the file has it, and what is measured on the text."""
+    row: int
+    prompt: str
+    answers: dict[str, float]
+    score: float
+    words: float
+    words_per_turn: float
+    cv: float
+    problems: tuple[str, ...]
+
+
+@dataclass
+class ModelFolder:
+    """What a model's folder holds. samples: epoch -> hashes of the responses, by row; rated: judge -> epoch -> verified rows."""
+    name: str
+    samples: dict[int, list[str]]
+    rated: dict[str, dict[int, list[Rated]]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def read_csv(path: Path, wanted: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV. UserError when a column of `wanted` is missing."""
+    usual = csv.field_size_limit(min(sys.maxsize, 1 << 30))
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
+                raise UserError(f"{path} has no column {missing[0]}.")
+            return list(reader)
+    finally:
+        csv.field_size_limit(usual)
+
+
+def model_folders(root: Path) -> list[Path]:
+    """The folders below (or at) `root` that have an inference folder. UserError when there is none."""
+    found = sorted(path.parent for path in root.rglob("inference") if path.is_dir())
+    if not found:
+        raise UserError(f"{root} holds no folder with inference/samples_epoch_NN.csv.")
+    return found
+
+
+def read_samples(folder: Path) -> dict[int, list[str]]:
+    """epoch -> the hash of every response, in the order of the file."""
+    found = {}
+    for path in sorted((folder / "inference").iterdir()):
+        if match := SAMPLES.fullmatch(path.name):
+            found[int(match[1])] = [text_hash(row["response"]) for row in read_csv(path, ("prompt", "response"))]
+    return found
+
+
+def answers_of(row: dict[str, str], ids: Sequence[str]) -> dict[str, float]:
+    """The ratings of a scored row by item id: ours say them by name; the public files hold a bare list, which means nothing without `ids`.
+
+    ValueError for a list without ids or of another length, and for a rating out of range.
+    """
+    if row.get("ratings"):
+        answers = json.loads(row["ratings"])
+        check_answers(answers, list(answers))
+        return answers
+    values = ast.literal_eval(row["likert_evaluation"])
+    if len(values) != len(ids):
+        raise ValueError(f"a list of {len(values)} ratings and {len(ids)} item ids" + ("" if ids else ": say which items they are about (--asked)"))
+    answers = dict(zip(ids, map(float, values)))
+    check_answers(answers, ids)
+    return answers
+
+
+def read_model(folder: Path, name: str, everywhere: dict[str, list[tuple[str, int]]], ids: Sequence[str]) -> ModelFolder:
+    """A model's samples and its verified ratings. everywhere: response hash -> the (model, epoch) it occurs in; ids: for bare lists of ratings.
+
+    A scored row counts only when its response stands in this model's samples of that epoch at the row it names. UserError for malformed files.
+    """
+    model = ModelFolder(name, read_samples(folder))
+    model.warnings += base_problems(folder, model.samples)
+    strange: dict[str, list[tuple[int, int, Counter]]] = defaultdict(list)
+    for path in sorted((folder / "scored").glob("*.csv")) if (folder / "scored").is_dir() else []:
+        match = SCORED.fullmatch(path.name)
+        if not match:
+            continue
+        epoch, judge = int(match[1]), match[2]
+        if epoch not in model.samples:
+            model.warnings.append(f"{path.name}: there are no samples of epoch {epoch} to compare with; not used")
+            continue
+        rows, foreign = read_scores(path, model.samples[epoch], lambda seen: whose(seen, name, epoch, everywhere), ids)
+        if foreign:
+            strange[judge].append((epoch, len(rows) + sum(foreign.values()), foreign))
+        else:
+            model.rated.setdefault(judge, {})[epoch] = rows
+    for judge, files in strange.items():
+        sources = sum((foreign for _, _, foreign in files), Counter())
+        model.warnings.append(f"scores by {judge}, epoch {', '.join(str(epoch) for epoch, _, _ in files)}: {sum(sources.values())} of {sum(n for _, n, _ in files)} rows are not of "
+                              f"these samples ({'; '.join(f'{n} {source}' for source, n in sources.most_common())}); not used")
+    return model
+
+
+def read_scores(path: Path, samples: Sequence[str], source: Callable[[str], str], ids: Sequence[str]) -> tuple[list[Rated], Counter]:
+    """(the rows that are of these samples, in their order; where the others come from, counted). UserError for a malformed row."""
+    rows, foreign = [], Counter()
+    for number, row in enumerate(read_csv(path, ("prompt", "response", "dialogue_id")), 2):
+        try:
+            place, answers, score = int(row["dialogue_id"]), answers_of(row, ids), float(row.get("score") or row["hal16_score"])
+        except (KeyError, ValueError, SyntaxError) as error:
+            raise UserError(f"{path} line {number}: {error}.") from None
+        seen = text_hash(row["response"])
+        if not 0 <= place < len(samples) or samples[place] != seen:
+            foreign[source(seen)] += 1
+            continue
+        said = turns(clean(row["response"])[0])
+        measured = features(said, "P")
+        rows.append(Rated(place, row["prompt"], answers, score, measured["words"], measured["words_per_turn"], measured["cv"], tuple(problems(said))))
+    return sorted(rows, key=lambda r: r.row), foreign
+
+
+def whose(seen: str, name: str, epoch: int, everywhere: dict[str, list[tuple[str, int]]]) -> str:
+    """Where a foreign text comes from, in words."""
+    places = everywhere.get(seen, [])
+    if (name, epoch) in places:
+        return "stand at another row of the file"
+    if not places:
+        return "are of no samples here"
+    model = next((m for m, e in places if e == epoch), None)
+    return f"are of {model}, same epoch" if model else f"are of {places[0][0]}, epoch {places[0][1]}"
+
+
+def base_problems(folder: Path, samples: dict[int, list[str]]) -> list[str]:
+    """What speaks against epoch 0 being the model before training: no file, the same texts as a later epoch, or a note with other weights than the run's."""
+    if 0 not in samples:
+        return ["there are no samples of epoch 0: nothing to compare training with"]
+    found = []
+    for epoch, texts in samples.items():
+        same = sum(a == b for a, b in zip(samples[0], texts)) if epoch else 0
+        if same > len(texts) / 2:
+            found.append(f"{same} of {len(texts)} samples of epoch 0 are those of epoch {epoch}: the base was sampled from a trained model, or nothing was trained")
+    note, run = folder / "inference" / "base.json", folder / "dpo" / "last" / "run.json"
+    if note.is_file() and run.is_file():
+        wanted = json.loads(run.read_text()).get("fingerprint", {}).get("starting_weights")
+        if wanted and json.loads(note.read_text()).get("weights") != wanted:
+            found.append("the samples of epoch 0 were not written by the weights that training started from")
+    return found
+
+
+def read_study(root: Path, ids: Sequence[str] = ()) -> list[ModelFolder]:
+    """Every model below `root`, each verified against the samples of all of them."""
+    folders = model_folders(root)
+    names = [str(folder.relative_to(root)) if folder != root else folder.resolve().name for folder in folders]
+    everywhere: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for folder, name in zip(folders, names):
+        for epoch, texts in read_samples(folder).items():
+            for text in texts:
+                everywhere[text].append((name, epoch))
+    return [read_model(folder, name, everywhere, ids) for folder, name in zip(folders, names)]
