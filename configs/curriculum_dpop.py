@@ -1,6 +1,6 @@
 """Llama-3.2-3B-Instruct against fabricated answers: DPOP with the penalty where its paper has it, beta and lambda as published there.
 
-    python -m studies.curriculum_dpop.data --squad train-v2.0.json --to pairs --counts easy=5000,medium=10000,hard=30000      (README there)
+    python -m studies.curriculum_dpop.data --questions train-v2.0.json --to pairs ...      (studies/curriculum_dpop/README.md)
     python train_dpo.py curriculum_dpop --data.source=pairs
 """
 dtype = "bfloat16"

@@ -11,12 +11,9 @@ accounted for is as in data/prepare_hh.py. Files are .jsonl, .json, .parquet or 
     [prompt,] chosen, rejected    two lists of messages that both hold the whole conversation
     chosen, rejected              two transcripts in HH's layout: "\\n\\nHuman: ...\\n\\nAssistant: ..."
 """
-import csv
-import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +26,7 @@ import numpy as np
 from chat_tokenizer import ChatTokenizer, Message, load_chat_tokenizer
 from data.prepare_hh import (CHANGED, DROPPED, Drop, Encoded, Known, Pair, clean_pair, parse_known, plain, prepare_store, read_pairs,
                              write_pairs)
-from data.sources import ODD, Content, Part, kind_of, parse_object, read_lines, read_rows, tidy
+from data.sources import ODD, Content, Part, parse_object, read_table, tidy
 from runtime.config import Config, load_config
 from runtime.errors import UserError, run_main
 from tokenizer import ASSISTANT, HUMAN
@@ -38,38 +35,11 @@ FORMAT = 1  # raise when the same source would be prepared differently: it is pa
 REFUSED, JOINED = "refused by the chat template", "system message joined to the first turn"
 TRIMMED = "context cut from its end"
 ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant"}
-VALUES = ("level", "margin", "score_chosen", "score_rejected", "chosen_is_true")  # fields that are no text; a .csv file has nothing else
 MARKER = re.compile(r"\n\n(Human|Assistant):")
 Sides = tuple[list[Message], list[Message], list[str]] | tuple[str, str, list[str]]  # chosen, rejected, changes: messages or transcripts
 
 
 # ---- one row: from any layout to two lists of messages -------------------------------------------------------------------
-
-def read_table(part: Part) -> Iterator[tuple[int, bytes | Any]]:
-    """(number, row) for every row of a part, as `read_rows`, and of .csv files, whose first line names the columns."""
-    if part.table is not None or kind_of(part.path) != ".csv":
-        yield from read_rows(part)
-        return
-    usual = csv.field_size_limit(1 << 30)  # Python's own limit, 131,072 characters, is less than a long reply
-    try:
-        reader = csv.DictReader(line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(read_lines(part.path)))
-        for row in reader:
-            yield reader.line_num, {name: cell_value(name, cell) for name, cell in row.items() if cell or name not in VALUES}
-    except (csv.Error, UnicodeDecodeError) as e:
-        raise UserError(f"{part.name} line {reader.line_num + 1}: not a CSV file in UTF-8 ({e}).") from None
-    finally:
-        csv.field_size_limit(usual)  # it is everybody's
-
-
-def cell_value(name: str, cell: Any) -> Any:
-    """A .csv cell: a number or true/false in the columns of VALUES, a list of messages where it is one in JSON, else text."""
-    try:
-        if name in VALUES:
-            return json.loads(cell.strip().lower())
-        return json.loads(cell) if isinstance(cell, str) and cell.startswith("[{") else cell
-    except ValueError:
-        return cell
-
 
 def parse_row(row: bytes | Any, level: int) -> tuple[str, Sides, Known]:
     """(what the person says first, the two sides, what else is said) of a source row. Raises ValueError saying what is wrong with it."""

@@ -5,6 +5,7 @@ Preference pairs and the base stage's plain text are read through the same few f
 A part is one file (or one split of a Hub data set) with the subset it belongs to and the split its name says.
 HH itself comes as harmless-base/train.jsonl.gz and so on; a flat folder of harmless-base.jsonl.gz files works as well.
 """
+import csv
 import gzip
 import hashlib
 import json
@@ -30,6 +31,7 @@ TEXT_KINDS = (".jsonl", ".json", ".parquet", ".txt")
 HH_SUBSETS = ("harmless-base", "helpful-base", "helpful-online", "helpful-rejection-sampled")
 NOT_PAIRS = "red-team-attempts"  # lies beside the four subsets in HH's own repository and holds no pairs
 PASSAGE = 1 << 14  # characters after which running text is cut into documents, at a line's end
+VALUES = ("level", "margin", "score_chosen", "score_rejected", "chosen_is_true")  # fields of a pair that are no text; a .csv file has nothing else
 SPEAKERS = {"human": HUMAN, "user": HUMAN, "assistant": ASSISTANT}
 
 # Characters that mean nothing here, cost tokens and hide that two texts are the same. Tabs, emoji joiners and all letters stay.
@@ -251,6 +253,32 @@ def read_rows(part: Part) -> Iterator[tuple[int, bytes | Any]]:
             raise UserError(f"{part.name}: not UTF-8 text ({e.reason} at byte {e.start}).") from None
     else:
         yield from ((n, line) for n, line in enumerate(read_lines(part.path), 1) if line.strip())
+
+
+def read_table(part: Part) -> Iterator[tuple[int, bytes | Any]]:
+    """(number, row) for every row of a part, as `read_rows`, and of .csv files, whose first line names the columns."""
+    if part.table is not None or kind_of(part.path) != ".csv":
+        yield from read_rows(part)
+        return
+    usual = csv.field_size_limit(1 << 30)  # Python's own limit, 131,072 characters, is less than a long reply
+    try:
+        reader = csv.DictReader(line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(read_lines(part.path)))
+        for row in reader:
+            yield reader.line_num, {name: cell_value(name, cell) for name, cell in row.items() if cell or name not in VALUES}
+    except (csv.Error, UnicodeDecodeError) as e:
+        raise UserError(f"{part.name} line {reader.line_num + 1}: not a CSV file in UTF-8 ({e}).") from None
+    finally:
+        csv.field_size_limit(usual)  # it is everybody's
+
+
+def cell_value(name: str, cell: Any) -> Any:
+    """A .csv cell: a number or true/false in the columns of VALUES, a list of messages where it is one in JSON, else text."""
+    try:
+        if name in VALUES:
+            return json.loads(cell.strip().lower())
+        return json.loads(cell) if isinstance(cell, str) and cell.startswith("[{") else cell
+    except ValueError:
+        return cell
 
 
 def place(part: Part, number: int) -> str:

@@ -14,6 +14,7 @@ from runtime.errors import UserError
 
 LEVELS = ("easy", "medium", "hard", "hard_improved")
 ABSTENTION = "I don't know: the context does not say."  # the chosen answer to a question that its context cannot answer
+ABSTENTIONS = (ABSTENTION, "The context does not say, so I don't know.", "I can't tell: the answer is not in the context.")  # one sentence would be learnt by heart
 
 
 @dataclass(frozen=True)
