@@ -60,7 +60,8 @@ class Entailment:
             raise UserError(f"there is no checkpoint in the folder {folder}: download the entailment model first and name its folder.")
         own_code = "auto_map" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if own_code and not trust_remote_code:
-            raise UserError(f"the checkpoint in {folder} brings code of its own, which is not run: read it, then add --trust-remote-code, or name another checkpoint.")
+            raise UserError(f"the checkpoint in {folder} brings code of its own, which is not run: read it, then add --trust-remote-code, "
+                            "or name another checkpoint.")
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=own_code)
             self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32, trust_remote_code=own_code).eval()
