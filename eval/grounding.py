@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from eval.chat_client import ChatClient
-from eval.llm_judge import _judge, _question
+from eval.llm_judge import ask_verdicts, framed
 from eval.qa_metrics import normalise
 from runtime.checkpoint import weights_hash
 from runtime.errors import UserError
@@ -126,9 +126,9 @@ class LLMJudge:
 
     def verdicts(self, questions: Sequence[str], knowledge: Sequence[str], answers: Sequence[str]) -> list[str]:
         """One of VERDICTS or "unjudged" per answer. UserError when the server cannot be used."""
-        asked = [_question(SUPPORT_PROMPT, {"knowledge": k.strip(), "question": q.strip(), "answer": a.strip()})
+        asked = [framed(SUPPORT_PROMPT, {"knowledge": k.strip(), "question": q.strip(), "answer": a.strip()})
                  for q, k, a in zip(questions, knowledge, answers, strict=True)]
-        found = _judge(self.client, asked, "verdict", VERDICTS, "judging answers")
+        found = ask_verdicts(self.client, asked, "verdict", VERDICTS, "judging answers")
         self.unjudged += sum(verdict is None for verdict in found)
         return [verdict or "unjudged" for verdict in found]
 

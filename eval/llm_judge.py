@@ -36,14 +36,14 @@ def _schema(name: str, values: Sequence[str]) -> dict:
             "required": ["reason", name], "additionalProperties": False}
 
 
-def _question(instructions: str, parts: dict[str, str]) -> Messages:
+def framed(instructions: str, parts: dict[str, str]) -> Messages:
     """The instructions, and the parts between lines with a mark that is a hash of all of them: no part can know it, let alone forge it."""
     mark = hashlib.sha256(json.dumps([instructions, parts]).encode()).hexdigest()[:16]
     body = "\n".join(f"=== {mark} {name} begins ===\n{text}\n=== {mark} {name} ends ===" for name, text in parts.items())
     return [{"role": "system", "content": instructions.format(mark=mark)}, {"role": "user", "content": body}]
 
 
-def _objects(text: str) -> tuple[list[dict], str]:
+def json_objects(text: str) -> tuple[list[dict], str]:
     """(the outermost JSON objects in a text, the text after the last one). What stands inside an object is not looked at."""
     decoder, found, rest, at = json.JSONDecoder(), [], text, text.find("{")
     while at >= 0:
@@ -63,7 +63,7 @@ def parse(text: str | None, name: str, values: Sequence[str]) -> tuple[str | Non
     """
     if text is None:
         return None, DECLINED_QUESTION
-    found, rest = _objects(text)
+    found, rest = json_objects(text)
     answers = [answer[name] for answer in found if answer.get(name) in values and isinstance(answer.get("reason"), str)]
     if answers and len(set(answers)) == 1 and not rest.strip("` \n"):
         return answers[0], ""
@@ -94,16 +94,16 @@ def ask_until_valid(client: ChatClient, questions: Sequence[Messages], schema: d
     return values, wrong
 
 
-def _judge(client: ChatClient, questions: list[Messages], name: str, values: Sequence[str], show: str) -> list[str | None]:
+def ask_verdicts(client: ChatClient, questions: list[Messages], name: str, values: Sequence[str], show: str) -> list[str | None]:
     """One valid value per question, or None: an invalid answer is shown its error and asked once more."""
     return ask_until_valid(client, questions, _schema(name, values), lambda text: parse(text, name, values), show)[0]
 
 
 def judge_pairs(client: ChatClient, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[Judged]:
     """Every pair in both orders: (verdict with a shown first, verdict with b shown first), each "a", "b", "tie", "both bad" or "unjudged"."""
-    questions = [_question(PAIR_PROMPT, {"dialogue": prompt.strip(), "reply A": first, "reply B": second})
+    questions = [framed(PAIR_PROMPT, {"dialogue": prompt.strip(), "reply A": first, "reply B": second})
                  for prompt, x, y in zip(prompts, a, b, strict=True) for first, second in ((x, y), (y, x))]
-    found = _judge(client, questions, "verdict", PAIR_VERDICTS, "judging pairs")
+    found = ask_verdicts(client, questions, "verdict", PAIR_VERDICTS, "judging pairs")
     names = ({"A": "a", "B": "b"}, {"A": "b", "B": "a"})  # the letters say what was shown where, not who wrote it
     return [tuple("unjudged" if value is None else names[side].get(value, value) for side, value in enumerate(found[i:i + 2]))
             for i in range(0, len(found), 2)]
@@ -111,8 +111,8 @@ def judge_pairs(client: ChatClient, prompts: Sequence[str], a: Sequence[str], b:
 
 def judge_refusals(client: ChatClient, prompts: Sequence[str], replies: Sequence[str]) -> list[str]:
     """One of "full", "partial", "compliance" (XSTest's classes) or "unjudged" per reply."""
-    questions = [_question(REFUSAL_PROMPT, {"request": prompt.strip(), "reply": reply}) for prompt, reply in zip(prompts, replies, strict=True)]
-    return [value or "unjudged" for value in _judge(client, questions, "label", REFUSAL_LABELS, "judging refusals")]
+    questions = [framed(REFUSAL_PROMPT, {"request": prompt.strip(), "reply": reply}) for prompt, reply in zip(prompts, replies, strict=True)]
+    return [value or "unjudged" for value in ask_verdicts(client, questions, "label", REFUSAL_LABELS, "judging refusals")]
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import numpy as np
 
 from eval.chat_client import ChatClient
 from eval.choices import fit, load_reader, plain_ids, score
-from eval.llm_judge import _judge, _question, client_from
+from eval.llm_judge import ask_verdicts, client_from, framed
 from model import find_folder
 from runtime.checkpoint import weights_hash
 from runtime.device import Device
@@ -59,9 +59,9 @@ def by_llm(client: ChatClient, kind: str, questions: Sequence[str], answers: Seq
         parts = {"question": question, "answer": answer}
         if kind == "truth":
             parts |= {"true reference answers": "\n".join(true), "false reference answers": "\n".join(false)}
-        asked.append(_question(instructions + ENDING % labels, parts))
+        asked.append(framed(instructions + ENDING % labels, parts))
     value = {labels[0]: 1.0, labels[1]: 0.0, None: np.nan}
-    return np.array([value[found] for found in _judge(client, asked, "label", labels, f"{kind}, by {client.model}")])
+    return np.array([value[found] for found in ask_verdicts(client, asked, "label", labels, f"{kind}, by {client.model}")])
 
 
 def find_judges(a: argparse.Namespace) -> dict[str, Path | ChatClient | None]:

@@ -1,5 +1,6 @@
 """Items, weights, dialogues and pairs of the human-likeness study: the mistakes of the public system, one trap each."""
 import csv
+import dataclasses
 import json
 import math
 import random
@@ -14,6 +15,7 @@ from studies.human_likeness import pairs as pair_builder
 from studies.human_likeness.dialogue import TURING, clean, features, problems, text_hash, turns
 from studies.human_likeness.items import ASKED, FITTED_ON, OURS, Weights, contributions, human_likeness, load_items, load_weights, published_weights, save_weights
 from studies.human_likeness.pairs import Scored, all_pairs, balanced, build_pairs, length_ratio, read_scored, report
+from studies.human_likeness.storage import write_lines
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +168,7 @@ def test_7200_dialogues_in_seconds_and_in_any_order(tmp_path):
     rng.shuffle(rows)
     again, also_out = build_pairs(rows, cap=3, length_balanced=True, noise_sd=0.2)
     assert again == pairs and also_out == out
-    pair_builder.write_pairs(tmp_path / "pairs.jsonl", pairs)
+    write_lines(tmp_path / "pairs.jsonl", map(dataclasses.asdict, pairs))
     assert len((tmp_path / "pairs.jsonl").read_text().splitlines()) == len(pairs) > 1000
 
 

@@ -154,7 +154,7 @@ def test_a_kill_during_a_thousand_judgements_loses_nothing_and_judges_nothing_tw
     short = next(row for row in rows if row["dialogue_id"] == "1")
     assert float(short["score"]) == pytest.approx(5 + 0.5 * 4 - 0.25 * 3 - 2) and json.loads(short["ratings"]) == {"brevity": 5, "slang": 4, "asks_back": 3}
     facts = json.loads((tmp_path / "scored.facts.json").read_text())
-    assert facts["scored"] == 1000 and facts["problems"] == {"P speaks like the doctor": 20} and facts["questionnaire"] == FEW.checksum
+    assert facts["rated"] == 1000 and facts["problems"] == {"P speaks like the doctor": 20} and facts["questionnaire"] == FEW.checksum
 
 
 # ---- the classifier ---------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from eval.chat_client import ChatClient, Messages
-from eval.llm_judge import _objects, _question
+from eval.llm_judge import framed, json_objects
 from studies.curriculum_dpop.negatives import make_row
 from studies.curriculum_dpop.rows import Question, Row, row_id
 from studies.curriculum_dpop.verify import fault
@@ -59,12 +59,12 @@ def messages_of(question: Question, level: str, poison: str) -> Messages:
     """What the model is asked. Passage, question and answer stand between marks that none of them can know."""
     words = len(question.answers[0].split())
     instructions = PROMPTS[level].replace("<how>", POISONS[poison]).replace("<words>", "one word" if words == 1 else f"about {words} words")
-    return _question(instructions, {"passage": question.context, "question": question.question, "right answer": question.answers[0]})
+    return framed(instructions, {"passage": question.context, "question": question.question, "right answer": question.answers[0]})
 
 
 def parse(text: str, level: str) -> tuple[dict[str, str] | None, str]:
     """(the texts under KEYS[level] or None, what is wrong): one JSON object that fits the schema, at the end of the text."""
-    found, rest = _objects(text)
+    found, rest = json_objects(text)
     keys = KEYS[level]
     if len(found) == 1 and not rest.strip("` \n") and set(found[0]) == set(keys) and all(isinstance(found[0][key], str) for key in keys):
         return {key: " ".join(found[0][key].split()) for key in keys}, ""

@@ -20,7 +20,7 @@ import numpy as np
 from eval.stats import Interval, bootstrap, ratio, sum_by_cluster
 from runtime.errors import UserError, run_main
 from studies.human_likeness.dialogue import TURING, clean, features, turns
-from studies.human_likeness.items import ASKED, Questionnaire, Weights, check_answers, check_ids, load_items, save_weights
+from studies.human_likeness.items import ASKED, OURS, Questionnaire, Weights, check_answers, check_ids, load_items, save_weights
 
 Fit = Callable[[np.ndarray, np.ndarray], "object"]  # (X, y) -> an estimator with decision_function
 BINS = 10
@@ -281,11 +281,12 @@ def main(argv: list[str]) -> None:
     a.add_argument("--folds", type=int, default=10)
     a.add_argument("--repeats", type=int, default=5, help="cross-validations with other folds")
     a.add_argument("--published-layout", action="store_true")
+    a.add_argument("--questionnaire", type=Path, default=OURS, help="the questionnaire that was rated; otherwise ours")
     a.add_argument("--items", nargs="*", default=[], help="use these items only; `published` for those that the public study's prompt asked")
     a.add_argument("--xgboost", action="store_true", help="boosted trees as well (an extra)")
     a.add_argument("--seed", type=int, default=0)
     a = a.parse_args(argv)
-    questionnaire = load_items()
+    questionnaire = load_items(a.questionnaire)
     table = read_table(a.rated, questionnaire, a.published_layout)
     if a.items:
         table = only_items(table, questionnaire.numbered(ASKED) if a.items == ["published"] else a.items)

@@ -21,7 +21,7 @@ import numpy as np
 
 from eval import stats
 from eval.chat_client import ChatClient
-from eval.llm_judge import _objects, _question, add_arguments, ask_until_valid, client_from
+from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
 from runtime.errors import UserError, run_main
 from studies.human_likeness.items import Item, checksum, load_items
 from studies.human_likeness.storage import read_lines, write_lines
@@ -216,7 +216,7 @@ def wrong_with(found: Mapping[str, Any], numbers: Sequence[int], most: int) -> s
 
 def parse(text: str, numbers: Sequence[int], most: int) -> tuple[dict | None, str]:
     """(the proposed questionnaire or None, what is wrong) of one JSON object at the end of the text."""
-    found, rest = _objects(text)
+    found, rest = json_objects(text)
     if len(found) != 1 or rest.strip("` \n"):
         return None, "it must be one JSON object and nothing after it"
     wrong = wrong_with(found[0], numbers, most)
@@ -227,7 +227,7 @@ def reduce(client: ChatClient, chosen: Sequence[Mapping], most: int, tries: int 
     """The questionnaire that a model makes of the representatives: {"items": [...], "left_out": [...]}, checked. UserError when it makes no valid one."""
     numbers = [row["number"] for row in chosen]
     told = PROMPT.replace("{most}", str(most))
-    found, wrong = ask_until_valid(client, [_question(told, {"statements": "\n".join(f"{row['number']}. {row['text']}" for row in chosen)})], SCHEMA,
+    found, wrong = ask_until_valid(client, [framed(told, {"statements": "\n".join(f"{row['number']}. {row['text']}" for row in chosen)})], SCHEMA,
                                    lambda text: parse(text, numbers, most), "questionnaire", tries)
     if found[0] is None:
         cut = " Answers were cut: raise --max-tokens." if client.counts["cut_at_max_tokens"] else ""

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from eval import stats
 from eval.chat_client import ChatClient
-from eval.llm_judge import _objects, _question, add_arguments, ask_until_valid, client_from
+from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
 from runtime.errors import UserError, run_main
 from studies.human_likeness.pairs import draw
 from studies.human_likeness.storage import write_lines, write_table
@@ -131,7 +131,7 @@ def check_statements(found: object) -> str:
 
 def parse(text: str) -> tuple[tuple[str, tuple[str, ...]] | None, str]:
     """((verdict, statements) or None, what is wrong) of one JSON object at the end of the text."""
-    found, rest = _objects(text)
+    found, rest = json_objects(text)
     if len(found) != 1 or rest.strip("` \n") or found[0].get("verdict") not in ("A", "B"):
         return None, 'it must be one JSON object with "verdict", A or B, and "statements", and nothing after it'
     wrong = check_statements(found[0].get("statements"))
@@ -144,7 +144,7 @@ def ask(client: ChatClient, games: Sequence[Game], seed: int = 0) -> tuple[list[
     Which witness stands first in order 0 is drawn by (seed, game); order 1 is the other way round.
     """
     asked = [(game, order, (draw(seed, "position", game.id) < 0.5) == bool(order)) for game in games for order in (0, 1)]
-    questions = [_question(PROMPT, {"conversation A": game.b if turned else game.a, "conversation B": game.a if turned else game.b}) for game, _, turned in asked]
+    questions = [framed(PROMPT, {"conversation A": game.b if turned else game.a, "conversation B": game.a if turned else game.b}) for game, _, turned in asked]
     found, wrong = ask_until_valid(client, questions, SCHEMA, parse, "games, both orders")
     answers = []
     for (game, order, turned), value in zip(asked, found):

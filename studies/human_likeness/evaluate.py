@@ -20,8 +20,9 @@ from eval.llm_judge import add_arguments, client_from
 from runtime.errors import UserError, run_main
 from studies.human_likeness.dialogue import VISIT, clean, problems, turns
 from studies.human_likeness.folders import SAMPLES, ModelFolder, Rated, read_csv, read_study
-from studies.human_likeness.items import ASKED, Weights, human_likeness, load_items, load_weights
-from studies.human_likeness.judge import rate, scored_row, write_scored
+from studies.human_likeness.items import ASKED, OURS, Weights, human_likeness, load_items, load_weights
+from studies.human_likeness.judge import rate, scored_row
+from studies.human_likeness.storage import write_table
 
 Column = dict[int, Rated]  # the rated samples of one epoch, by row
 
@@ -30,7 +31,7 @@ Column = dict[int, Rated]  # the rated samples of one epoch, by row
 
 def score(a: argparse.Namespace) -> None:
     """Judge the samples of every wanted epoch (see the top of this file). Samples without a patient's turn are counted and not judged."""
-    everything = load_items()
+    everything = load_items(a.questionnaire)
     weights = load_weights(a.weights, everything, a.ids)
     asked = everything.only(weights.ids)
     files = {int(SAMPLES.fullmatch(path.name)[1]): path for path in sorted((a.folder / "inference").glob("samples_epoch_*.csv")) if SAMPLES.fullmatch(path.name)}
@@ -50,7 +51,7 @@ def score(a: argparse.Namespace) -> None:
         made = [row for row in made if row["score"]]
         if not made:
             raise UserError(f"epoch {epoch}: no sample could be rated ({dict(wrong) or 'none has a turn of the patient'}).")
-        write_scored(a.folder / "scored" / f"samples_epoch_{epoch:02d}_scored_{re.sub(r'[^A-Za-z0-9.-]+', '-', client.model)}.csv", made)
+        write_table(a.folder / "scored" / f"samples_epoch_{epoch:02d}_scored_{re.sub(r'[^A-Za-z0-9.-]+', '-', client.model)}.csv", made)
         swapped = sum(bool(problems(turns(text))) for text in texts)
         print(f"epoch {epoch}: {len(made)} of {len(rows)} samples scored, mean {np.mean([float(row['score']) for row in made]):.3f}; {swapped} with swapped roles or a missing speaker")
     print(json.dumps(client.totals()))
@@ -198,7 +199,7 @@ def draw(found: dict, folder: Path) -> None:
 
 def curves(a: argparse.Namespace) -> None:
     """Read, verify and compare (see the top of this file)."""
-    questionnaire = load_items()
+    questionnaire = load_items(a.questionnaire)
     ids = questionnaire.numbered(ASKED) if a.asked == ["published"] else tuple(a.asked)
     weights = load_weights(a.rescore, questionnaire, a.ids) if a.rescore else None
     models = read_study(a.folder, ids)
@@ -222,6 +223,7 @@ def main(argv: list[str]) -> None:
     for p in (s, c):
         p.add_argument("folder", type=Path)
         p.add_argument("--ids", nargs="*", default=(), help="the item ids of a bare list of weights, in its order")
+        p.add_argument("--questionnaire", type=Path, default=OURS, help="the items; otherwise ours")
         p.add_argument("--seed", type=int, default=0)
     s.add_argument("--weights", type=Path, required=True)
     s.add_argument("--epochs", type=int, nargs="*", default=[], help="all when left out")

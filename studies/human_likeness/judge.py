@@ -1,6 +1,7 @@
 """Rate one speaker of each dialogue on the questionnaire, with an LLM, and score the ratings.
 
     python -m studies.human_likeness.judge DIALOGUES.csv --to SCORED.csv --weights weights.json --model NAME --base-url URL [--ratings 3]
+    python -m studies.human_likeness.judge WITNESSES.csv --to RATED.csv --turing ...      no weights yet: all items, for the classifier to fit them
 
 DIALOGUES holds dialogue_id and dialogue; every other column is carried along. Added are text_hash, ratings (JSON by item id: the means), score,
 score_sd, what was cleaned, problems (roles, speakers), and judge-free features. Answers are cached before they are used: a killed run goes on
@@ -10,7 +11,6 @@ import argparse
 import csv
 import hashlib
 import json
-import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from eval.chat_client import ChatClient
-from eval.llm_judge import _objects, _question, add_arguments, ask_until_valid, client_from
+from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
 from eval.stats import Interval, bootstrap
 from runtime.errors import UserError, run_main
 from studies.human_likeness.dialogue import TURING, VISIT, clean, features, problems, text_hash, turns
-from studies.human_likeness.items import HIGH, LOW, Questionnaire, Weights, check_answers, human_likeness, load_items, load_weights
+from studies.human_likeness.items import HIGH, LOW, OURS, Questionnaire, Weights, check_answers, human_likeness, load_items, load_weights
+from studies.human_likeness.storage import write_table
 
 Ratings = list[dict[str, int] | None]  # the ratings of one dialogue; None where the judge gave no valid answer
 SPEAKERS = {VISIT: ("the patient, whose lines begin with P:", "the doctor, whose lines begin with D:"),
@@ -67,7 +68,7 @@ def schema_of(questionnaire: Questionnaire) -> dict:
 
 def parse(text: str, ids: Sequence[str]) -> tuple[dict[str, int] | None, str]:
     """(the ratings by id or None, what is wrong): one JSON object at the end of the text, every id with a whole number from 1 to 5."""
-    found, rest = _objects(text)
+    found, rest = json_objects(text)
     if len(found) != 1 or rest.strip("` \n"):
         return None, "it must be one JSON object and nothing after it"
     try:
@@ -91,7 +92,7 @@ def rate(client: ChatClient, questionnaire: Questionnaire, dialogues: Sequence[s
         order = np.random.default_rng([seed, k]).permutation(len(questionnaire.items))
         told = instructions(questionnaire, tags, order).replace("{", "{{").replace("}", "}}").replace("<mark>", "{mark}")
         asking = client if not k else replace_seed(client, k)
-        found, why = ask_until_valid(asking, [_question(told, {"dialogue": text}) for text in dialogues], schema_of(questionnaire),
+        found, why = ask_until_valid(asking, [framed(told, {"dialogue": text}) for text in dialogues], schema_of(questionnaire),
                                      lambda text: parse(text, questionnaire.ids), f"rating {k + 1} of {ratings}")
         columns.append(found)
         wrong.update(why)
@@ -104,6 +105,11 @@ def replace_seed(client: ChatClient, k: int) -> ChatClient:
 
 
 # ---- ratings -> figures -------------------------------------------------------------------------------------------------
+
+def score_of(weights: Weights, answers: Mapping[str, float]) -> float:
+    """The score of answers that may hold more items than the weights."""
+    return human_likeness(weights, {i: answers[i] for i in weights.ids})
+
 
 def mean_ratings(ratings: Ratings, ids: Sequence[str]) -> dict[str, float] | None:
     """The mean rating of each item over the valid ratings; None when there is none."""
@@ -140,14 +146,14 @@ def agreement(values: np.ndarray, seed: int = 0) -> Agreement:
     return Agreement(interval, k * single / (1 + (k - 1) * single), float(np.sqrt(inner.sum() / (n * (k - 1)))), n, k)
 
 
-def agreements(rated: Sequence[Ratings], weights: Weights, ids: Sequence[str]) -> dict[str, Agreement]:
-    """Agreement of the score ("score") and of each item, over dialogues with every rating valid; empty when there is one rating or one dialogue."""
+def agreements(rated: Sequence[Ratings], weights: Weights | None, ids: Sequence[str]) -> dict[str, Agreement]:
+    """Agreement of the score ("score", with weights) and of each item, over dialogues with every rating valid; empty when there is one rating or one dialogue."""
     full = [row for row in rated if all(r is not None for r in row)]
     if len(full) < 2 or len(full[0]) < 2:
         return {}
-    scores = np.array([[human_likeness(weights, {i: r[i] for i in weights.ids}) for r in row] for row in full])
+    scores = {"score": np.array([[score_of(weights, r) for r in row] for row in full])} if weights else {}
     items = {i: np.array([[float(r[i]) for r in row] for row in full]) for i in ids}
-    return {"score": agreement(scores)} | {i: agreement(values) for i, values in items.items() if values.std() > 0}
+    return {name: agreement(values) for name, values in (scores | items).items() if values.std() > 0}
 
 
 # ---- command line -------------------------------------------------------------------------------------------------------
@@ -165,33 +171,24 @@ def read_dialogues(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def scored_row(row: Mapping[str, str], text: str, cleaned: Counter, ratings: Ratings, weights: Weights, ids: Sequence[str], tags: tuple[str, str]) -> dict:
-    """A row of the output: the input's columns and everything measured; score and ratings are empty where the judge gave no valid answer."""
+def scored_row(row: Mapping[str, str], text: str, cleaned: Counter, ratings: Ratings, weights: Weights | None, ids: Sequence[str], tags: tuple[str, str]) -> dict:
+    """A row of the output: the input's columns and everything measured; ratings are empty where the judge gave no valid answer, the score without weights too."""
     said, mean = turns(text, tags), mean_ratings(ratings, ids)
-    singles = [human_likeness(weights, {i: r[i] for i in weights.ids}) for r in ratings if r is not None]
-    return dict(row) | {"text_hash": text_hash(text), "ratings": json.dumps(mean) if mean else "", "valid_ratings": len(singles),
-                        "score": repr(human_likeness(weights, {i: mean[i] for i in weights.ids})) if mean else "",
+    valid = [r for r in ratings if r is not None]
+    singles = [score_of(weights, r) for r in valid] if weights else []
+    return dict(row) | {"text_hash": text_hash(text), "ratings": json.dumps(mean) if mean else "", "valid_ratings": len(valid),
+                        "score": repr(score_of(weights, mean)) if mean and weights else "",
                         "score_sd": repr(statistics.stdev(singles)) if len(singles) > 1 else "", "cleaned": "; ".join(cleaned), "problems": "; ".join(problems(said, tags)),
                         } | {name: f"{value:.6g}" for name, value in features(said, tags[0]).items()}
-
-
-def write_scored(path: Path, rows: Sequence[Mapping]) -> None:
-    """The rows as CSV, all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(part, path)
 
 
 def main(argv: list[str]) -> None:
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("dialogues", type=Path)
     a.add_argument("--to", type=Path, required=True)
-    a.add_argument("--weights", type=Path, required=True, help="a file of weights with item ids (studies/human_likeness/classifier.py writes one)")
+    a.add_argument("--weights", type=Path, help="a file of weights with item ids (studies/human_likeness/classifier.py writes one); without it nothing is scored")
     a.add_argument("--ids", nargs="*", default=(), help="the item ids of a bare list of weights, in its order")
+    a.add_argument("--questionnaire", type=Path, default=OURS, help="the items to rate; otherwise ours")
     a.add_argument("--all-items", action="store_true", help="ask all items, not only those with a weight")
     a.add_argument("--turing", action="store_true", help="the dialogues are I:/W: and W is rated; otherwise P:/D: and P")
     a.add_argument("--ratings", type=int, default=1, help="independent ratings of each dialogue")
@@ -199,9 +196,9 @@ def main(argv: list[str]) -> None:
     a.add_argument("--seed", type=int, default=0)
     add_arguments(a)
     a = a.parse_args(argv)
-    everything, tags = load_items(), TURING if a.turing else VISIT
-    weights = load_weights(a.weights, everything, a.ids)
-    asked = everything if a.all_items else everything.only(weights.ids)
+    everything, tags = load_items(a.questionnaire), TURING if a.turing else VISIT
+    weights = load_weights(a.weights, everything, a.ids) if a.weights else None
+    asked = everything.only(weights.ids) if weights and not a.all_items else everything
     rows = read_dialogues(a.dialogues)
     texts, cleaned = zip(*(clean(row["dialogue"], tags) for row in rows))
     found = [problems(turns(text, tags), tags) for text in texts]
@@ -209,15 +206,15 @@ def main(argv: list[str]) -> None:
     client = client_from(a, a.to.parent / "judge_cache")
     rated, wrong = rate(client, asked, [texts[i] for i in usable], tags, a.ratings, a.seed)
     by_row = dict(zip(usable, rated))
-    write_scored(a.to, [scored_row(row, text, done, by_row.get(i, []), weights, asked.ids, tags) for i, (row, text, done) in enumerate(zip(rows, texts, cleaned))])
+    write_table(a.to, [scored_row(row, text, done, by_row.get(i, []), weights, asked.ids, tags) for i, (row, text, done) in enumerate(zip(rows, texts, cleaned))])
     scored = sum(any(r is not None for r in row) for row in rated)
-    facts = {"judge": client.model, "prompt_version": PROMPT_VERSION, "questionnaire": asked.checksum, "weights": weights.note, "seed": a.seed, "ratings": a.ratings,
-             "dialogues": len(rows), "scored": scored, "not_asked": len(rows) - len(usable), "invalid_answers": dict(wrong), "client": client.totals(),
+    facts = {"judge": client.model, "prompt_version": PROMPT_VERSION, "questionnaire": asked.checksum, "weights": weights.note if weights else "none", "seed": a.seed, "ratings": a.ratings,
+             "dialogues": len(rows), "rated": scored, "not_asked": len(rows) - len(usable), "invalid_answers": dict(wrong), "client": client.totals(),
              "cleaned": dict(sum(cleaned, Counter())), "problems": dict(Counter(p for row in found for p in row)),
              "agreement": {name: {"icc_single": g.icc_single.to_dict(), "icc_mean": g.icc_mean, "within_sd": g.within_sd, "n": g.dialogues}
                            for name, g in agreements(rated, weights, asked.ids).items()}}
     a.to.with_suffix(".facts.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(f"{scored:,} of {len(rows):,} dialogues scored by {client.model}; {sum(wrong.values()):,} invalid answers; {facts['problems'] or 'no problems with roles'}")
+    print(f"{scored:,} of {len(rows):,} dialogues rated by {client.model}; {sum(wrong.values()):,} invalid answers; {facts['problems'] or 'no problems with roles'}")
     if "score" in facts["agreement"]:
         print(f"ICC of one rating's score {facts['agreement']['score']['icc_single']['value']:.3f}, spread within a dialogue {facts['agreement']['score']['within_sd']:.3f}")
 

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from chat_tokenizer import load_chat_tokenizer
 from runtime.config import load_config
 from runtime.errors import UserError, run_main
+from studies.human_likeness.storage import write_lines
 
 SURE = 1.6448536269514722  # standard normal: a difference beyond it is real in 95 of 100 one-sided cases
 
@@ -175,14 +175,6 @@ def report(rows: Sequence[Scored], pairs: Sequence[Pair], out: Counter, noise_sd
     return found
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    """JSON lines that data/prepare_pairs.py reads; all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in pairs), encoding="utf-8")
-    os.replace(part, path)
-
-
 def audit(path: Path, argv: Sequence[str]) -> dict:
     """Token lengths of the pairs under a training config's tokenizer, template and block: what will be cut or dropped, before anything is trained."""
     from model import find_folder
@@ -223,7 +215,7 @@ def main(argv: list[str]) -> None:
     pairs, out = build_pairs(rows, a.min_margin, a.cap, a.same_generator, a.length_balanced, a.noise_sd, a.seed)
     if not pairs:
         raise UserError(f"no pair is left ({'; '.join(f'{n} out by {rule}' for rule, n in out.items())}): lower --min-margin.")
-    write_pairs(a.to, pairs)
+    write_lines(a.to, map(asdict, pairs))
     found = report(rows, pairs, out, a.noise_sd)
     a.to.with_suffix(".report.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))

@@ -19,7 +19,7 @@ from sqlite3 import Connection
 from typing import Any
 
 from eval.chat_client import ChatClient, Messages
-from eval.llm_judge import _objects, _question, ask_until_valid
+from eval.llm_judge import ask_until_valid, framed, json_objects
 from runtime.errors import UserError, run_main
 from studies.human_likeness.dialogue import CLOSING, clean, problems, turns
 from studies.human_likeness.pairs import draw
@@ -107,12 +107,12 @@ def portrait_question(persona: Mapping[str, Any]) -> Messages:
     facts = {"age": persona["age"], "sex": persona["sex"], **persona["traits"]}
     if persona.get("difficult"):
         facts["difficulty"] = persona["difficult"]
-    return _question(PORTRAIT, {"facts": json.dumps(facts, ensure_ascii=False, indent=1)})
+    return framed(PORTRAIT, {"facts": json.dumps(facts, ensure_ascii=False, indent=1)})
 
 
 def check_portrait(text: str) -> tuple[dict[str, str] | None, str]:
     """(the portrait or None, what is wrong): three texts, a biography of some length, and nothing that a dialogue's format would read as its own."""
-    found, rest = _objects(text)
+    found, rest = json_objects(text)
     if len(found) != 1 or rest.strip("` \n") or set(found[0]) != set(PARTS):
         return None, f"it must be one JSON object with {', '.join(PARTS)} and nothing after it"
     values = {name: " ".join(value.split()) for name, value in found[0].items() if isinstance(value, str)}
