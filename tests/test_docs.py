@@ -15,8 +15,8 @@ from eval.health import LEVELS, THRESHOLDS, panel
 from eval.stats import pairs_needed
 from runtime.config import ROOT, SECTIONS, Config, _type_of
 
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-TEXT = {page.name: page.read_text() for page in PAGES}
+PAGES = sorted((ROOT / "docs").glob("*.md")) + sorted((ROOT / "studies").glob("*/README.md"))
+TEXT = {page.name if page.parent.name == "docs" else str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 REFERENCE = re.compile(r"`([\w/]+\.py)::(\w+)(?:\.(\w+))?`")
 MADE = ("mine/", "out/")  # what a page's own example makes
 
@@ -40,8 +40,8 @@ def blocks(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def broken(text: str) -> list[str]:
-    """Everything a page names that is not there: definitions, tests, settings, scripts, results, links."""
+def broken(text: str, folder: str = "docs") -> list[str]:
+    """Everything a page in `folder` names that is not there: definitions, tests, settings, scripts, results, links."""
     wrong = [m[0] for m in REFERENCE.finditer(text) if ".".join(filter(None, m.groups()[1:])) not in names(m[1])]
     wrong += [m for m in re.findall(r"`[^`\s]*::[^`]*`", text) if not REFERENCE.fullmatch(m)]  # misspelt beyond recognition
     wrong += [key for key in re.findall(r"--((?:%s)\.\w+)" % "|".join(SECTIONS), text) if _type_of(key) is None]
@@ -57,12 +57,12 @@ def broken(text: str) -> list[str]:
         if not (ROOT / f"{command.replace('.', '/')}.py").exists():
             wrong.append(f"-m {command}")
     links = re.findall(r"\]\(([^)#]+)\)", text)
-    return wrong + [link for link in links if not link.startswith("http") and not (ROOT / "docs" / link).exists()]
+    return wrong + [link for link in links if not link.startswith("http") and not (ROOT / folder / link).exists()]
 
 
 @pytest.mark.parametrize("page", TEXT)
 def test_what_a_page_names_exists(page):
-    assert broken(TEXT[page]) == []
+    assert broken(TEXT[page], os.path.dirname(page) or "docs") == []
 
 
 @pytest.mark.parametrize("text", [
