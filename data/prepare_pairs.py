@@ -45,6 +45,7 @@ def parse_row(row: bytes | Any, level: int) -> tuple[str, Sides, Known]:
     """(what the person says first, the two sides, what else is said) of a source row. Raises ValueError saying what is wrong with it."""
     fields, changes = parse_object(row), []
     prompt, context = fields.get("prompt", fields.get("question")), fields.get("context") or ""
+    context = "" if isinstance(context, str) and not context.strip() else context
     sides = [fields.get(name) for name in ("chosen", "rejected")]
     if None in fields:
         raise ValueError("more cells than the first line has columns")
@@ -56,6 +57,8 @@ def parse_row(row: bytes | Any, level: int) -> tuple[str, Sides, Known]:
     if context and not all(isinstance(text, str) for text in (context, prompt, *sides)):
         raise ValueError('"context" is a text that stands before a question and two replies, all of them texts')
     if context:
+        if not prompt.strip():
+            raise ValueError("the question is empty")
         asked, replies = tidy(prompt).strip(), [[{"role": "assistant", "content": tidy(side).strip()}] for side in sides]
         message = in_context(tidy(context).strip(), asked)
         odd = any(map(ODD.search, (context, prompt, *sides)))
@@ -197,8 +200,9 @@ def encode_block(tokenizer: ChatTokenizer, block_size: int, pairs: list[Pair]) -
             encoded.append(Drop(REFUSED))
         elif len(prompt[0]) <= room:
             encoded.append((*prompt, chosen, rejected))
-        elif short := shorten(tokenizer, cut_context(tokenizer, pair.prompt, room), room):
-            pair.changes.append(TRIMMED if "context" in pair.prompt[-1] else "prompt shortened from the left")
+        elif short := shorten(tokenizer, fitting := cut_context(tokenizer, pair.prompt, room), room):
+            pair.changes += [TRIMMED] * (fitting != pair.prompt)
+            pair.changes += ["prompt shortened from the left"] * (len(tokenizer.encode_messages(fitting)[0]) > room)
             encoded.append((*short, chosen, rejected))
         else:
             encoded.append(Drop("reply longer than the block"))

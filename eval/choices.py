@@ -147,6 +147,8 @@ def score(reader: Reader, prompts: Sequence[list[int]], answers: Sequence[list[i
         inputs, owner = _layout([(prompts[i], answers[i]) for i in rows], model.device)
         logps = model(*inputs).cpu().double()
         found[rows] = torch.zeros(len(rows), dtype=torch.float64).index_add(0, owner, logps).numpy()
+    if not np.isfinite(found).all():
+        raise UserError(f"{int((~np.isfinite(found)).sum())} of {len(found)} log-probs are not numbers: the model's weights are damaged, or its dtype overflows (--dtype float32).")
     return found
 
 

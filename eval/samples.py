@@ -4,6 +4,7 @@ out/<name>/inference/samples_epoch_00.csv is the model training starts from, alw
 resumed run whose base file is missing does not fill it with a trained model's words. Columns id, prompt, response (without the prompt).
 """
 import csv
+import io
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -28,9 +29,9 @@ def read_prompts(path: str) -> list[list[dict[str, str]]]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         if path.endswith(".csv"):
-            prompts = [row["prompt"] for row in csv.DictReader(text.splitlines(keepends=True))]
+            prompts = [row["prompt"] for row in csv.DictReader(io.StringIO(text, newline=""))]
         else:
-            lines = [line for line in text.splitlines() if line.strip()]
+            lines = [line for line in text.split("\n") if line.strip()]  # splitlines would also cut inside a text, at U+2028
             prompts = [json.loads(line)["prompt"] for line in lines] if path.endswith(".jsonl") else lines
     except (OSError, KeyError, ValueError) as e:
         raise UserError(f"dpo.samples_file: {path} holds no prompts ({type(e).__name__}: {e}); it needs a column 'prompt', or one prompt per line.") from None

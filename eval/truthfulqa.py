@@ -16,6 +16,7 @@ import csv
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -287,6 +288,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     a = p.parse_args(argv)
     if min(a.batch, a.max_new_tokens) < 1 or a.limit < 0:
         raise UserError("--batch and --max-new-tokens must be at least 1, --limit 0 or more.")
+    if a.seed < 0 or Path(a.run_name).name != a.run_name:
+        raise UserError("--seed must be 0 or more, and --run-name part of a file's name.")
+    a.output_dir.mkdir(parents=True, exist_ok=True)
     return a
 
 
@@ -312,6 +316,7 @@ def measure(a: argparse.Namespace) -> tuple[dict, list[dict]]:
             answer |= similarity(item, answer["generated"]) if item.true and item.false else {}
             answer["cut_at_length"] = float(answer["stopped"] == "length")
         reader.model.to("cpu")  # a judge of 7B needs the room
+        write_rows(a, [row | answer for row, answer in zip(rows, answers)])  # a judge that fails must not take these along
         judged_by = truth_judges.judge(answers, items, judges, device, a.batch, missing)
         rows = [row | answer for row, answer in zip(rows, answers)]
     else:
@@ -338,9 +343,7 @@ def measure(a: argparse.Namespace) -> tuple[dict, list[dict]]:
 def main(argv: list[str]) -> None:
     a = parse(argv)
     metrics, rows = measure(a)
-    a.output_dir.mkdir(parents=True, exist_ok=True)
-    with open(a.output_dir / f"detailed_{a.run_name}.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_rows(a, rows)
     write_json(a.output_dir / f"metrics_{a.run_name}.json", metrics)
     write_table(a.output_dir)
     shown = [[f["label"], with_interval(f, f["form"]), str(f["n"])] for f in metrics["figures"].values()]
@@ -350,6 +353,15 @@ def main(argv: list[str]) -> None:
         tests = [[row["label"], with_interval(row["difference"], row["form"], signed=True), p_value(row["p"]), row["test"]] for row in metrics["against"]["rows"]]
         print("\n" + text_table([f"less {metrics['against']['first']}", "difference", "p", "test"], tests))
     print(f"\n{notes(metrics)}written: {a.output_dir}/metrics_{a.run_name}.json, detailed_{a.run_name}.jsonl, table.md")
+
+
+def write_rows(a: argparse.Namespace, rows: Sequence[dict]) -> None:
+    """detailed_<run>.jsonl, whole or not at all."""
+    path = a.output_dir / f"detailed_{a.run_name}.jsonl"
+    part = path.with_name(path.name + ".part")
+    with open(part, "w", encoding="utf-8", errors="replace") as file:  # half a surrogate pair, which JSON can hold and UTF-8 cannot
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    os.replace(part, path)
 
 
 def notes(metrics: dict) -> str:

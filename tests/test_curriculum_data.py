@@ -1,4 +1,5 @@
 """The study's pairs: what an LLM writes, what may be used, and the command that writes the files. Servers are real ones over HTTP, scripted."""
+import dataclasses
 import gzip
 import json
 import os
@@ -16,9 +17,13 @@ pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 from judge_server import Server, status, too_many, verdict  # noqa: E402
+from test_chat_tokenizer import save_family  # noqa: E402
 
+from data import prepare_pairs  # noqa: E402
+from data.store import PairStore  # noqa: E402
 from eval.chat_client import ChatClient  # noqa: E402
 from eval.grounding import LLMJudge  # noqa: E402
+from runtime.config import Config  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 from studies.curriculum_dpop import data, hard, negatives  # noqa: E402
 from studies.curriculum_dpop.rows import ABSTENTION, Question, Row, read_rows  # noqa: E402
@@ -235,8 +240,8 @@ def test_defect_24_the_same_files_in_every_process_with_abstentions_and_no_answe
     data.main([*command, "--to", str(tmp_path / "a")])
     subprocess.run([sys.executable, "-m", "studies.curriculum_dpop.data", *command, "--to", tmp_path / "b"], cwd=ROOT, check=True, capture_output=True,
                    env=os.environ | {"PYTHONHASHSEED": "12345"})
-    assert files(tmp_path / "a") == files(tmp_path / "b") and set(files(tmp_path / "a")) == {"dpo_pairs_easy.jsonl", "dpo_pairs_medium.jsonl", "data_report.json"}
-    report = json.loads((tmp_path / "a" / "data_report.json").read_text())
+    assert files(tmp_path / "a") == files(tmp_path / "b") and set(files(tmp_path / "a")) == {"dpo_pairs_easy.jsonl", "dpo_pairs_medium.jsonl"}
+    report = json.loads((tmp_path / "a.report.json").read_text())
     assert report["steps"]["questions"] == {"read": 120, "the same question and context twice": 0, "the question of an evaluation set": 1,
                                             "the context does not hold the answer": 30, "used, answerable": 59, "used, unanswerable": 30}
     rows = {level: list(read_rows(tmp_path / "a" / f"dpo_pairs_{level}.jsonl")) for level in ("easy", "medium")}
@@ -251,12 +256,37 @@ def test_defect_24_the_same_files_in_every_process_with_abstentions_and_no_answe
     assert {r.question for r in rows["medium"] if r.poison_type != "made_up"} <= {r.question for r in rows["easy"]}  # the levels ask about the same questions
 
 
+def test_what_the_command_writes_is_what_training_reads_and_every_avoided_file_counts(tmp_path):
+    """The README's chain: the folder of pairs holds pairs alone, and --avoid may be given twice."""
+    for name, town in (("one", TOWNS[0]), ("two", TOWNS[1])):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"question": f"Who founded {town}?"}) + "\n")
+    data.main(["--questions", squad(tmp_path / "train.json"), "--avoid", str(tmp_path / "one.jsonl"), "--avoid", str(tmp_path / "two.jsonl"), "--to", str(tmp_path / "pairs")])
+    asked = {r.question for level in ("easy", "medium") for r in read_rows(tmp_path / "pairs" / f"dpo_pairs_{level}.jsonl")}
+    assert asked and not {f"Who founded {town}?" for town in TOWNS[:2]} & asked
+    config = Config(name="t", out=str(tmp_path / "out"), threads=1)
+    config.model.init_from, config.model.block_size = str(save_family(tmp_path / "llama", "llama")), 512
+    config.data = dataclasses.replace(config.data, source=str(tmp_path / "pairs"), tokenizer="chat")
+    root = prepare_pairs.prepare(config)
+    assert set(PairStore(root / "train").index["level"]) == {1, 2} and (PairStore(root / "train").index["chosen_is_true"] == 1).all()
+
+
+@pytest.mark.parametrize("change, message", [({"level": "EASY"}, '"level"'), ({"level": "medium"}, 'is "medium" in a file of easy pairs'), ({"chosen_is_true": "false"}, "true or false"),
+                                             ({"chosen": " "}, '"chosen" is missing, empty'), ({"id": 7}, '"id" is 7'), ({"difficulty": "hard"}, "a number")])
+def test_rows_of_another_shape_are_named_and_not_lost(tmp_path, change, message):
+    (tmp_path / "from").mkdir()
+    row = {"prompt": "Who?", "context": None, "chosen": "Ann", "rejected": "Bob"}
+    (tmp_path / "from" / "dpo_pairs_easy.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"prompt": "When?"} | change) + "\n")
+    with pytest.raises(UserError, match=f"line 2: .*{message}"):
+        data.main(["choose", "--from", str(tmp_path / "from"), "--to", str(tmp_path / "to")])
+    assert not (tmp_path / "to").exists()
+
+
 def test_kill_resume_and_replay_write_the_same_bytes_and_ask_nothing_twice(server, tmp_path):
     source = squad(tmp_path / "train.json")
     command = ["--questions", source, "--levels", "easy,hard,hard_improved", "--counts", "easy=20,hard=24,hard_improved=8", "--model", "m", "--concurrency", "2"]
     online = [*command, "--base-url", server.url, "--to", str(tmp_path / "a")]
     server.reply = lambda messages: time.sleep(0.05) or answers(messages)
-    cache = tmp_path / "a" / "llm_cache" / "m.jsonl"
+    cache = tmp_path / "a.llm_cache" / "m.jsonl"
     process = subprocess.Popen([sys.executable, "-m", "studies.curriculum_dpop.data", *online], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     limit = time.time() + 120
     while not (cache.exists() and cache.read_bytes().count(b"\n") >= 3):
@@ -274,9 +304,9 @@ def test_kill_resume_and_replay_write_the_same_bytes_and_ask_nothing_twice(serve
     assert {level: len(rows) for level, rows in made.items()} == {"easy": 20, "hard": 24, "hard_improved": 8}
     assert all(r.chosen.startswith("It was ") and r.rejected in ("It was 1599.", "It was Karl Kuhn.") for r in made["hard_improved"])
     # the sentences are asked for in small portions: eight pairs do not pay for 59 questions
-    report = json.loads((tmp_path / "a" / "data_report.json").read_text())
+    report = json.loads((tmp_path / "a.report.json").read_text())
     assert report["steps"]["hard_improved: made"] == {"questions": 16, "written": 16, "no valid answer": 0} and report["totals"]["writer"]["retries"] == 1
-    data.main([*command, "--replay", "--cache", str(tmp_path / "a" / "llm_cache"), "--to", str(tmp_path / "b")])
+    data.main([*command, "--replay", "--cache", str(tmp_path / "a.llm_cache"), "--to", str(tmp_path / "b")])
     pairs = [{name: text for name, text in files(tmp_path / one).items() if name.startswith("dpo")} for one in "ab"]
     assert len(pairs[0]) == 3 and pairs[0] == pairs[1]
     with pytest.raises(UserError, match="hard: 61 pairs wanted, 60 could be made of 60 answerable"):
@@ -291,7 +321,7 @@ def test_a_pair_that_two_blocks_hold_is_kept_once(server, tmp_path, monkeypatch)
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     data.main(["--questions", str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl"), "--levels", "hard", "--model", "m", "--base-url", server.url, "--to", str(tmp_path / "a")])
     assert len(list(read_rows(tmp_path / "a" / "dpo_pairs_hard.jsonl"))) == 1
-    assert json.loads((tmp_path / "a" / "data_report.json").read_text())["steps"]["hard: dropped"] == {"the same pair twice": 1}
+    assert json.loads((tmp_path / "a.report.json").read_text())["steps"]["hard: dropped"] == {"the same pair twice": 1}
 
 
 def test_the_published_pairs_of_two_false_answers_come_on_request_and_flagged(server, tmp_path):
@@ -330,7 +360,7 @@ def test_defect_03_choose_drops_fabricated_chosen_answers_found_over_all_files(t
     command = ["choose", "--from", str(source), "--counts", "easy=5,medium=10,hard=12"]
     data.main([*command, "--to", str(tmp_path / "a")])
     data.main([*command, "--to", str(tmp_path / "b"), "--seed", "1"])
-    report = json.loads((tmp_path / "a" / "data_report.json").read_text())
+    report = json.loads((tmp_path / "a.report.json").read_text())
     assert report["steps"]["hard: read"] == {"pairs": 37, "with a chosen answer that is made up": 24}  # two thirds, as published
     assert report["steps"]["hard: dropped"] == {"the chosen answer is made up": 24, "the same pair twice": 1}
     for level, n in (("easy", 5), ("medium", 10), ("hard", 12)):

@@ -208,7 +208,7 @@ def test_articles_of_plain_rows(tmp_path):
 def test_other_layouts_and_every_dropped_row_has_a_reason(tmp_path):
     open_rows = [{"question": "who wrote  it", "answer": ["Bob Russell", "bob  russell", "Bobby Scott"]}, {"question": "when", "answer": "1969"}]
     own = [{"question": "Where?", "context": "In Paris.", "answers": ["Paris"], "source": "mine", "id": 7, "title": "T"},
-           {"question": " where? ", "context": "Elsewhere.", "answers": ["x"], "source": "mine"}, {"question": "Other?", "answers": ["y"], "id": "7"},
+           {"question": " where? ", "context": "in  PARIS.", "answers": ["x"], "source": "mine"}, {"question": "Other?", "answers": ["y"], "id": "7"},
            {"question": " ", "answers": ["x"]}, {"question": "Blank?", "answers": [" "]}, {"question": "Nothing?", "answers": []},
            {"question": "Where?", "answers": ["Rome"]}]
     lines(tmp_path / "NQ-open.dev.jsonl", open_rows), lines(tmp_path / "own.jsonl", own)

@@ -196,6 +196,16 @@ def test_a_uniform_model_has_the_share_of_true_choices_as_mc2(tmp_path):
     assert row["mc1"] == 0  # all tied
 
 
+def test_a_damaged_model_is_an_error_and_no_score(tmp_path, data):
+    """NaN compares as not larger: such a model once had an MC1 of 0, and as a judge called everything false."""
+    folder = save_model(tmp_path / "m", bytes_tokenizer())
+    reader = reader_of(folder)
+    with torch.no_grad():
+        next(iter(reader.model.lm.parameters())).fill_(float("nan"))
+    with pytest.raises(UserError, match="are not numbers"):
+        multiple_choice(reader, read_items(str(data))[0], "zero-shot", 4)
+
+
 def test_rules_by_hand():
     assert mc1([-2, -1], [0, 1]) == 1 and mc1([-1, -1], [1, 0]) == 0 and mc1([-3, -1, -2], [1, 0, 1]) == 0
     assert mc2(np.log([0.1, 0.3, 0.2]), [1, 0, 1]) == pytest.approx(0.5)

@@ -15,7 +15,7 @@ from studies.human_likeness import pairs as pair_builder
 from studies.human_likeness.dialogue import TURING, clean, features, problems, text_hash, turns
 from studies.human_likeness.items import ASKED, FITTED_ON, OURS, Weights, contributions, human_likeness, load_items, load_weights, published_weights, save_weights
 from studies.human_likeness.pairs import Scored, all_pairs, balanced, build_pairs, length_ratio, read_scored, report
-from studies.human_likeness.storage import write_lines
+from studies.human_likeness.storage import write_lines, write_table
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,28 @@ def test_a_mis_join_cannot_happen(tmp_path, ours):
         load_weights(tmp_path / "old.json", ours)
 
 
+@pytest.mark.parametrize("w", ['{"w": [], "b": 0}', '{"w": {"brevity": NaN}, "b": 0}', '{"w": {"brevity": 1}, "b": Infinity}', '{"w": {"brevity": 1' + "0" * 400 + '}, "b": 0}', "[]", "{"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path, ours, w):
+    (tmp_path / "w.json").write_text(w)
+    with pytest.raises(UserError, match="holds no weights"):
+        load_weights(tmp_path / "w.json", ours, ["brevity"] if "[]," in w else ())
+
+
+@pytest.mark.parametrize("change", [{"scale": ["a", "b"]}, {"scale": {"x": "y"}}, {"items": []}, {"items": [{"id": 3, "group": "g", "direction": 1, "text": "t"}]},
+                                    {"items": [{"id": "a", "group": "g", "direction": 7, "text": "t"}]}, {"items": [{"id": "a", "group": "g", "direction": 1, "text": None}]}, {"version": []}])
+def test_a_malformed_questionnaire_is_one_sentence(tmp_path, change):
+    (tmp_path / "q.yaml").write_text(yaml.safe_dump(yaml.safe_load(OURS.read_text()) | change))
+    with pytest.raises(UserError, match="is no questionnaire"):
+        load_items(tmp_path / "q.yaml")
+
+
+def test_a_yaml_bomb_does_not_hang(tmp_path):
+    layers = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+    (tmp_path / "q.yaml").write_text(layers + "scale: {1: *i}\nitems: [{id: a, group: g, direction: 1, text: t}]\nversion: 1\nchecksum: x\n")
+    with pytest.raises(UserError, match="is no questionnaire"):
+        load_items(tmp_path / "q.yaml")
+
+
 @pytest.mark.parametrize("value", [0, 5.01, float("nan"), "4", None, True])
 def test_ratings_out_of_range_are_refused(value):
     with pytest.raises(UserError, match="not a number from 1 to 5"):
@@ -99,12 +121,15 @@ def test_cleaning_takes_the_dialogue_out_and_nothing_that_is_said():
     assert [(t.speaker, t.text) for t in turns(said)] == [("P", "Hi doc (coughs)."), ("D", "Good morning."), ("P", "My knee,\nthe left one.\nagain")]
     assert clean("<dialogue>\nD: Hello.\nP: Hi.") == ("D: Hello.\nP: Hi.", {"no closing tag": 1})  # the doctor's opening stays
     assert clean("Scene one.\nP: Hi.")[1] == {"lines before the first speaker": 1}
+    assert clean("<dialogue>\r\n2P: hi\rDr.: well\u2028Patient: \ufeffyes\n19\nD: ok</dialogue>")[0] == "P: hi\nD: well\nP: yes\n19\nD: ok"
     assert text_hash("P:  Hi.\n") == text_hash("P: Hi.") != text_hash("P: Ho.")
 
 
 @pytest.mark.parametrize("text, wanted", [
     ("P: My back hurts.\nD: What brings you in?", []), ("D: I see.\nD: Yes.", ["no turn of P"]), ("P: Hm.\nP: Yes.", ["only one speaker"]),
-    ("P: What brings you in today?\nD: My back hurts.", ["P speaks like the doctor"]), ("P: Hi.\nD: How can I help?\nP: My back.", [])])
+    ("P: What brings you in today?\nD: My back hurts.", ["P speaks like the doctor"]), ("P: Hi.\nD: How can I help?\nP: My back.", []),
+    ("P: Hello there.\nD: Hi doc, thanks for seeing me.\nP: Of course. What brings you in?", ["P speaks like the doctor"]), ("P: Good to see you, Sam.\nD: Hey, Doc.", ["P speaks like the doctor"]),
+    ("P: I\u2019m Dr. Lee.\nD: My knee hurts.", ["P speaks like the doctor"]), ("P: Hey doc.\nD: Hi, what can I do for you?", [])])
 def test_role_swaps_and_missing_speakers_are_named(text, wanted):
     assert problems(turns(text)) == wanted
 
@@ -180,7 +205,7 @@ def write_scored(path, rows):
 
 
 @pytest.mark.parametrize("rows, message", [
-    ([dialogue(1, "x", 1.0), dialogue(1, "x", 2.0)], "dialogue 1 comes twice"), ([dialogue(1, "x", math.nan)], "line 2: score is 'nan', not a number"),
+    ([dialogue(1, "x", 1.0), dialogue(1, "x", 2.0)], "dialogue 1 comes twice"), ([dialogue(1, "x", math.nan)], "dialogue 1: score is 'nan', not a number"),
     ([dialogue(1, "x", 1.0), dialogue(2, "x", 1.0)], "two different scores"), ([dialogue(1, "x", 1.0), dialogue(2, "y", 2.0)], "no pair is left")])
 def test_bad_scores_are_one_sentence(tmp_path, rows, message):
     write_scored(tmp_path / "scored.csv", rows)
@@ -189,11 +214,25 @@ def test_bad_scores_are_one_sentence(tmp_path, rows, message):
     assert not (tmp_path / "pairs.jsonl").exists()
 
 
+def test_swapped_and_unrated_dialogues_become_no_pairs(tmp_path):
+    rows = [dialogue(4 * p + k, str(p), float(k)) for p in range(3) for k in range(4)]
+    write_scored(tmp_path / "scored.csv", rows)
+    with open(tmp_path / "scored.csv", newline="") as file:
+        table = [row | {"problems": "P speaks like the doctor" if row["dialogue_id"] == "3" else "", "score": "" if row["dialogue_id"] == "2" else row["score"], "valid_ratings": "2"}
+                 for row in csv.DictReader(file)]
+    write_table(tmp_path / "scored.csv", table)
+    usable, out = read_scored(tmp_path / "scored.csv")
+    assert len(usable) == 10 and out == {"P speaks like the doctor": 1, "no score": 1} and {row.ratings for row in usable} == {2}
+    assert len(read_scored(tmp_path / "scored.csv", with_problems=True)[0]) == 11
+    single = [dataclasses.replace(row, ratings=1) for row in usable]
+    assert len(build_pairs(usable, 0, noise_sd=0.6)[0]) > len(build_pairs(single, 0, noise_sd=0.6)[0])  # the mean of two ratings is less noisy
+
+
 def test_silent_truncation_is_seen_before_training(tmp_path, capsys):
     """The public study's sequences were cut to library defaults, and a third lost the whole prompt. Here a command counts what a config would cut."""
     rows = [dialogue(4 * p + k, str(p), float(k), words=30 * (k + 1)) for p in range(5) for k in range(4)]
     write_scored(tmp_path / "scored.csv", rows)
-    assert len(read_scored(tmp_path / "scored.csv")) == 20
+    assert len(read_scored(tmp_path / "scored.csv")[0]) == 20
     pair_builder.main([str(tmp_path / "scored.csv"), "--to", str(tmp_path / "pairs.jsonl")])
     told = json.loads((tmp_path / "pairs.report.json").read_text())
     assert told["pairs"] == len((tmp_path / "pairs.jsonl").read_text().splitlines()) and told["dialogues"] == 20

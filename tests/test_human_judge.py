@@ -106,6 +106,7 @@ def test_icc_is_shrout_and_fleiss():
     by_hand = np.sqrt(sum(((row - row.mean()) ** 2).sum() for row in values) / 18)
     assert found.within_sd == pytest.approx(by_hand)
     rng = np.random.default_rng(0)
+    assert np.isnan(agreement(np.array([[1.0, 2.0], [2.0, 1.0]])).icc_mean)  # -1 / (k - 1): the ratings cancel out
     planted = rng.normal(0, 2, (400, 1)) + rng.normal(0, 1, (400, 3))
     assert agreement(planted).icc_single.value == pytest.approx(0.8, abs=0.04) and agreement(planted).within_sd == pytest.approx(1, abs=0.05)
 
@@ -168,7 +169,7 @@ def planted(games=200, seed=0):
             answers = {i: int(rng.integers(1, 6)) for i in OURS.ids}
             answers["brevity"] = int(np.clip(round(3.2 + human + rng.normal(0, 1)), 1, 5))
             answers["asks_back"] = int(np.clip(round(3.5 - human + rng.normal(0, 1)), 1, 5))
-            rows.append({"game_id": game, "is_human": human, "ratings": json.dumps(answers), "cv": rng.normal(0.5 + 0.1 * human, 0.2), "words": int(rng.integers(20, 200))})
+            rows.append({"game_id": game, "is_human": human, "questionnaire": OURS.checksum, "ratings": json.dumps(answers), "cv": rng.normal(0.5 + 0.1 * human, 0.2), "words": int(rng.integers(20, 200))})
     return rows
 
 
@@ -222,7 +223,7 @@ def test_the_published_layout_needs_its_order_and_bad_rows_are_named(tmp_path):
     table = classifier.read_table(tmp_path / "games.csv", OURS, published=True)
     assert table.ids == OURS.numbered(range(1, 33)) and table.x.shape == (24, 32) and table.y.tolist()[:4] == [1, 0, 0, 1]
     assert table.extra[1].tolist() == pytest.approx([np.sqrt(4.5) / 2.5, np.log1p(5)])
-    for change, message in (({"likert_evaluation_A": "[1, 2]"}, "line 6: likert_evaluation_A holds 2 ratings"), ({"likert_evaluation_B": str([7] * 32)}, "brevity is 7")):
+    for change, message in (({"likert_evaluation_A": "[1, 2]"}, "row 1: likert_evaluation_A holds 2 ratings"), ({"likert_evaluation_B": str([7] * 32)}, "brevity is 7")):
         write_table(tmp_path / "bad.csv", [lists[0] | change, *lists[1:]])
         with pytest.raises(UserError, match=message):
             classifier.read_table(tmp_path / "bad.csv", OURS, published=True)
@@ -257,22 +258,63 @@ def test_foreign_rows_are_found_and_named(tmp_path):
     assert set(models["big"].rated["j"]) == {0, 1, 2} and not models["big"].warnings and not models["small"].rated
     assert models["small"].warnings == ["scores by j, epoch 0, 1, 2: 90 of 90 rows are not of these samples (90 are of big, same epoch); not used"]
     rows = list(csv.DictReader(open(tmp_path / "big" / "scored" / "samples_epoch_01_scored_j.csv", newline="")))
-    rows[0]["response"], rows[1]["dialogue_id"] = "<dialogue>\nP: nobody's\n</dialogue>", "0"
+    rows[0]["response"] = "<dialogue>\nP: nobody's\n</dialogue>"
+    rows[1]["dialogue_id"], rows[2]["dialogue_id"] = rows[2]["dialogue_id"], rows[1]["dialogue_id"]
     write_table(tmp_path / "big" / "scored" / "samples_epoch_01_scored_j.csv", rows)
     warning = next(m for m in read_study(tmp_path) if m.name == "big").warnings[0]
-    assert "epoch 1: 2 of 30 rows" in warning and "1 are of no samples here" in warning and "1 stand at another row of the file" in warning
+    assert "epoch 1: 3 of 30 rows" in warning and "1 are of no samples here" in warning and "2 stand at another row of the file" in warning
 
 
 def test_a_base_sampled_from_a_trained_model_is_named(tmp_path):
     make_model(tmp_path, "m")
     folder = tmp_path / "m"
     (folder / "inference" / "samples_epoch_00.csv").write_text((folder / "inference" / "samples_epoch_02.csv").read_text())
-    assert "30 of 30 samples of epoch 0 are those of epoch 2: the base was sampled from a trained model" in read_study(tmp_path)[0].warnings[0]
+    assert "30 of 30 samples of epoch 0 are those of epoch 2; the base was sampled from a trained model" in read_study(tmp_path)[0].warnings[0]
     make_model(tmp_path, "n")
     (tmp_path / "n" / "dpo" / "last").mkdir(parents=True)
     (tmp_path / "n" / "inference" / "base.json").write_text(json.dumps({"weights": "trained"}))
     (tmp_path / "n" / "dpo" / "last" / "run.json").write_text(json.dumps({"fingerprint": {"starting_weights": "start"}}))
-    assert read_study(tmp_path)[1].warnings == ["the samples of epoch 0 were not written by the weights that training started from"]
+    other = read_study(tmp_path)[1]
+    assert other.warnings == ["no base to compare with: the samples of epoch 0 were not written by the weights that training started from"]
+    assert 0 not in other.rated["j"]  # named, and not compared with
+    (tmp_path / "n" / "inference" / "base.json").unlink()
+    assert "do not say which weights wrote" in read_study(tmp_path)[1].warnings[0]
+
+
+def rewrite(path, change):
+    rows = list(csv.DictReader(open(path, newline="")))
+    write_table(path, change(rows))
+
+
+def test_what_must_not_pass_as_a_sample_s_score(tmp_path):
+    """Another prompt, another judged text, a sample twice, half a file, two ways of scoring, two files of an epoch."""
+    place = tmp_path / "m" / "scored" / "samples_epoch_01_scored_j.csv"
+
+    def study(change):
+        make_model(tmp_path, "m")
+        rewrite(place, change)
+        return read_study(tmp_path)[0]
+    hashed = lambda rows, text: [row | {"text_hash": text_hash(text or row["response"].replace("<dialogue>", "").replace("</dialogue>", ""))} for row in rows]  # noqa: E731
+    assert not study(lambda rows: hashed(rows, "")).warnings
+    for change in (lambda rows: [rows[0] | {"prompt": "another"}, *rows[1:]], lambda rows: hashed(rows, "what the judge saw")):
+        found = study(change)
+        assert "are not of these samples" in found.warnings[0] and 1 not in found.rated["j"]
+    assert study(lambda rows: rows[:10]).warnings == ["samples_epoch_01_scored_j.csv: 20 without a score; 10 of 30 samples are used"]
+    for change, message in ((lambda rows: [*rows, rows[0] | {"score": 99}], "is scored twice"), (lambda rows: [row | {"weights_hash": "other"} for row in rows], "2 different weights"),
+                            (lambda rows: [rows[0] | {"score": "nan"}], "the score is nan"), (lambda rows: [rows[0] | {"ratings": "5"}], "row 1: ")):
+        with pytest.raises(UserError, match=message):
+            study(change)
+    make_model(tmp_path, "m")
+    (tmp_path / "m" / "inference" / "samples_epoch_1.csv").write_text((tmp_path / "m" / "inference" / "samples_epoch_01.csv").read_text())
+    with pytest.raises(UserError, match="two files of epoch 1"):
+        read_study(tmp_path)
+
+
+def test_ratings_of_another_questionnaire_are_refused(tmp_path):
+    """Same ids, other items: the weights would carry our checksum and mean something else."""
+    write_table(tmp_path / "rated.csv", [row | {"questionnaire": "0123456789abcdef"} for row in planted(20)])
+    with pytest.raises(UserError, match="another questionnaire .checksum 0123456789abcdef"):
+        classifier.main([str(tmp_path / "rated.csv"), "--to", str(tmp_path / "out")])
 
 
 def test_bare_lists_of_ratings_need_their_items(tmp_path):
@@ -295,6 +337,7 @@ def test_curves_differences_and_an_epoch_chosen_on_other_prompts(tmp_path, capsy
     assert rises["chosen"]["epoch"] == 2 and rises["chosen"]["dev_prompts"] + rises["chosen"]["test_prompts"] == 60 and rises["chosen"]["p_holm"] < 0.01
     assert flat["curve"][1]["difference"]["low"] < 0 < flat["curve"][1]["difference"]["high"] and flat["chosen"]["p_holm"] > 0.05
     assert rises["chosen"]["items"]["brevity"]["value"] == 2 and rises["curve"][0]["words_per_turn"] == 20
+    assert rises["curve"][1]["as_long"] == 0 and np.isnan(rises["curve"][1]["at_equal_length"]["value"])  # every turn is shorter: nothing is said about equal length
     assert (tmp_path / "out" / "curves.png").stat().st_size > 5000 and "## rises, j" in (tmp_path / "out" / "curves.md").read_text()
     save_weights(Weights({"brevity": 2.0}, 0.0, ""), tmp_path / "w.json")
     evaluate.main(["curves", str(tmp_path / "study"), "--to", str(tmp_path / "again"), "--rescore", str(tmp_path / "w.json")])
@@ -309,10 +352,12 @@ def test_curves_differences_and_an_epoch_chosen_on_other_prompts(tmp_path, capsy
 
 def test_what_is_left_at_equal_length():
     rng = np.random.default_rng(0)
-    longer = rng.normal(-1, 0.5, 400)
+    longer = rng.normal(-0.3, 0.5, 400)
     kept = evaluate.at_equal_length(0.7 - 2.0 * longer + rng.normal(0, 0.2, 400), longer, 0)
     assert kept.value == pytest.approx(0.7, abs=0.06) and kept.low < 0.7 < kept.high
     assert evaluate.at_equal_length(np.ones(5), np.zeros(5), 0).low is None
+    assert evaluate.at_equal_length(np.ones(50), np.linspace(-1, 1, 50), 0).low is None  # no two prompts differ: no certainty from that
+    assert np.isnan(evaluate.at_equal_length(rng.normal(0, 1, 50), rng.normal(-5, 1, 50), 0).value)  # beyond the data
 
 
 def test_scoring_an_epoch_and_reading_it_back(server, tmp_path):
@@ -325,8 +370,11 @@ def test_scoring_an_epoch_and_reading_it_back(server, tmp_path):
     save_weights(WEIGHTS, tmp_path / "weights.json")
     evaluate.main(["score", str(tmp_path / "m"), "--weights", str(tmp_path / "weights.json"), "--model", "org/judge:1", "--base-url", server.url])
     model = read_study(tmp_path)[0]
-    assert not model.warnings and list(model.rated) == ["org-judge-1"] and [len(rows) for rows in model.rated["org-judge-1"].values()] == [7, 7]
-    assert [rows[0].answers["brevity"] for rows in model.rated["org-judge-1"].values()] == [2, 5]
-    assert model.samples[0][1] == text_hash(response("m", 0, 1))
+    judge = evaluate.file_name("org/judge:1")
+    assert judge.startswith("org-judge-1-") and judge != evaluate.file_name("org-judge:1") and evaluate.file_name("gpt-5") == "gpt-5"
+    assert list(model.rated) == [judge] and [len(rows) for rows in model.rated[judge].values()] == [7, 7]
+    assert model.warnings == [f"samples_epoch_0{e}_scored_{judge}.csv: 1 without a score; 7 of 8 samples are used" for e in (0, 1)]
+    assert [rows[0].answers["brevity"] for rows in model.rated[judge].values()] == [2, 5]
+    assert model.samples[0][1][0] == text_hash(response("m", 0, 1))
     with pytest.raises(UserError, match="no samples of epoch 7"):
         evaluate.main(["score", str(tmp_path / "m"), "--weights", str(tmp_path / "weights.json"), "--model", "j", "--base-url", server.url, "--epochs", "7"])

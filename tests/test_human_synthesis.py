@@ -203,7 +203,7 @@ def test_the_store_only_ever_grows(tmp_path):
     (tmp_path / "text").write_text("no store at all, but long enough to be looked at" * 20)
     with pytest.raises(UserError, match="cannot be used as a store"):
         storage.open_store(tmp_path / "text", {})
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match="cannot be read as a store"):
         storage.open_store(tmp_path / "none.sqlite")
 
 
@@ -240,7 +240,7 @@ def test_from_personas_to_pairs_with_every_command(server, tmp_path, capsys):
         writer = csv.DictWriter(file, [*read[0], "score"])
         writer.writeheader()
         writer.writerows(row | {"score": i} for i, row in enumerate(read))
-    assert len(pairs.all_pairs(pairs.read_scored(tmp_path / "scored.csv"), 1.0)) == 6 * 6
+    assert len(pairs.all_pairs(pairs.read_scored(tmp_path / "scored.csv")[0], 1.0)) == 6 * 6
     assert [row["persona_id"] for row in csv.DictReader(open(tmp_path / "prompts.csv"))] == [f"p{i}-0" for i in range(6)]
     with pytest.raises(UserError, match="nothing of the split test"):
         storage.main([str(tmp_path / "s.sqlite"), "--to", str(tmp_path / "t.csv"), "--split", "test"])

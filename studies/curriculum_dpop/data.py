@@ -4,7 +4,7 @@
     python -m studies.curriculum_dpop.data ... --levels easy,medium,hard,hard_improved --model NAME --base-url URL [--nli FOLDER | --judge NAME]
     python -m studies.curriculum_dpop.data choose --from FOLDER --to FOLDER --counts easy=5000,medium=10000,hard=30000
 
-Writes dpo_pairs_LEVEL.jsonl, one `rows.Row` a line in a shuffled order (so the first n rows are a sample), and data_report.json: what was dropped
+Writes dpo_pairs_LEVEL.jsonl, one `rows.Row` a line in a shuffled order (so the first n rows are a sample), and, beside that folder, FOLDER.report.json: what was dropped
 at which step, and what everything was made from. The levels ask about the same questions as far as there are pairs, so that they differ in their
 rejected answers and in little else. Nothing depends on the process: the same files, seed and cached answers give the same bytes.
 """
@@ -248,10 +248,11 @@ def finish(a: argparse.Namespace, levels: dict[str, list[Row]], steps: dict[str,
         words, difficulty = found["mean words"], found["difficulty quartiles"]
         print(f"{level:<14}{len(rows):>8,}{found['abstentions']:>9,}{found['chosen is made up']:>9,}{sum(steps[f'{level}: dropped'].values()):>9,}"
               f"{words['chosen']:>6.1f}{words['rejected']:>6.1f}{f'{difficulty[1]:.2f}' if difficulty else '–':>12}")
-    part = a.to / "data_report.part"
+    path = a.to.with_name(a.to.name + ".report.json")  # beside the folder: training reads every file in it
+    part = path.with_suffix(".part")
     part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, a.to / "data_report.json")
-    print(f"words: mean of chosen and rejected, without abstentions; difficulty: median likeness of the two, 0 to 1. Why pairs were dropped: {a.to / 'data_report.json'}")
+    os.replace(part, path)
+    print(f"words: mean of chosen and rejected, without abstentions; difficulty: median likeness of the two, 0 to 1. Why pairs were dropped: {path}")
 
 
 # ---- command line -----------------------------------------------------------------------------------------------------
@@ -271,7 +272,7 @@ def writer_from(a: argparse.Namespace) -> ChatClient:
     """The client that writes the levels hard and hard_improved."""
     if not a.model:
         raise UserError("the levels hard and hard_improved are written by a language model: name it with --model (and its server with --base-url).")
-    client = llm_judge.client_from(a, a.cache or a.to / "llm_cache")
+    client = llm_judge.client_from(a, a.cache or a.to.with_name(a.to.name + ".llm_cache"))
     client.temperature, client.seed = a.temperature, None if client.seed is None else a.seed
     return client
 
@@ -283,14 +284,14 @@ def judge_from(a: argparse.Namespace) -> Entailment | LLMJudge | None:
     if not a.judge:
         return Entailment(a.nli) if a.nli else None
     other = argparse.Namespace(**vars(a) | {"model": a.judge, "base_url": a.judge_url or a.base_url})
-    return LLMJudge(llm_judge.client_from(other, a.cache or a.to / "llm_cache"))
+    return LLMJudge(llm_judge.client_from(other, a.cache or a.to.with_name(a.to.name + ".llm_cache")))
 
 
 def add_build_arguments(a: argparse.ArgumentParser) -> None:
-    a.add_argument("--questions", nargs="+", required=True, metavar="SOURCE", help="files, folders or hub:OWNER/NAME (sources.py lists the layouts)")
+    a.add_argument("--questions", nargs="+", action="extend", required=True, metavar="SOURCE", help="files, folders or hub:OWNER/NAME (sources.py lists the layouts)")
     a.add_argument("--split", default="", choices=("", "train", "val"), help="read only files of this name; default: all but test")
     a.add_argument("--limit", type=int, default=0, help="questions of each source at most; 0 = all")
-    a.add_argument("--articles", nargs="+", default=[], metavar="SOURCE", help="where to look for a context of questions that come without one")
+    a.add_argument("--articles", nargs="+", action="extend", default=[], metavar="SOURCE", help="where to look for a context of questions that come without one")
     a.add_argument("--retrieval", default="bm25", choices=("bm25", "embeddings"), help="embeddings: FAISS and a cross-encoder, which need two more packages")
     a.add_argument("--passages", type=int, default=5, help="passages in such a context")
     a.add_argument("--context-words", type=int, default=400, help="words in such a context at most")
@@ -306,7 +307,7 @@ def add_build_arguments(a: argparse.ArgumentParser) -> None:
     llm_judge.add_arguments(a)
     a.add_argument("--temperature", type=float, default=0.7, help="llm: of the model that writes; a judge has 0")
     a.add_argument("--tries", type=int, default=3, help="llm: how often a question is asked before it goes without a pair")
-    a.add_argument("--cache", type=Path, help="llm: folder of the answers; default: llm_cache in --to")
+    a.add_argument("--cache", type=Path, help="llm: folder of the answers; default: beside --to")
     a.set_defaults(command=build)
 
 
@@ -321,7 +322,7 @@ def main(argv: list[str]) -> None:
         add_build_arguments(a)
     a.add_argument("--to", type=Path, required=True, help="folder to write to")
     a.add_argument("--counts", default="", help="pairs of each level, such as easy=5000,medium=10000,hard=30000; default: all there are")
-    a.add_argument("--avoid", nargs="+", default=[], metavar="FILE", help="evaluation sets: no pair asks one of their questions")
+    a.add_argument("--avoid", nargs="+", action="extend", default=[], metavar="FILE", help="evaluation sets: no pair asks one of their questions")
     a.add_argument("--seed", type=int, default=0)
     a = a.parse_args(argv)
     a.command(a)

@@ -85,14 +85,26 @@ def read_rows(path: Path, level: str = "") -> Iterator[Row]:
             if "question" not in found and "prompt" in found:
                 found["question"] = found["prompt"]
             given = {name: value for name, value in found.items() if name in known}
-            lacking = [name for name in ("question", "chosen", "rejected") if not isinstance(given.get(name), str)]
-            if lacking:
-                raise ValueError(f'"{lacking[0]}" is missing, or is no text')
+            given = {"context": "", "poison_type": "unknown", "source": "published", "level": level or level_of(path)} | {k: v for k, v in given.items() if v is not None}
+            check_fields(given)
+            if level and given["level"] != level:
+                raise ValueError(f'"level" is "{given["level"]}" in a file of {level} pairs')
         except ValueError as error:
             raise UserError(f"{path.name} line {number}: {error}.") from None
-        row = Row(**{"id": row_id(given["question"], given["chosen"], given["rejected"]), "context": "", "poison_type": "unknown",
-                     "source": "published"} | given | {"level": given.get("level") or level or level_of(path)})
-        yield row
+        yield Row(**{"id": row_id(given["question"], given["chosen"], given["rejected"])} | given)
+
+
+def check_fields(given: dict) -> None:
+    """ValueError saying which field of a row is missing or of another type than `Row` says."""
+    for name in ("question", "chosen", "rejected"):
+        if not isinstance(given.get(name), str) or not given[name].strip():
+            raise ValueError(f'"{name}" is missing, empty or no text')
+    for name in ("id", "context", "poison_type", "source"):
+        if name in given and not isinstance(given[name], str):
+            raise ValueError(f'"{name}" is {given[name]!r}, not a text')
+    difficulty = given.get("difficulty", 0.0)
+    if given["level"] not in LEVELS or isinstance(difficulty, bool) or not isinstance(difficulty, (int, float)) or not isinstance(given.get("chosen_is_true", True), bool):
+        raise ValueError(f'"level" must be one of {", ".join(LEVELS)}, "difficulty" a number and "chosen_is_true" true or false')
 
 
 def level_of(path: Path) -> str:

@@ -62,7 +62,7 @@ def load_questions(source: str, limit: int = 0, split: str = "") -> tuple[list[Q
                 if isinstance(found, str):
                     counts[found] += 1
                     continue
-                key = (found.source, text_key(found.question))
+                key = (found.source, text_key(found.question), text_key(found.context))
                 if key in seen or found.id in seen:
                     counts[DUPLICATE if key in seen else SAME_ID] += 1
                     continue

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.errors import UserError, run_main
+from runtime.run import read_metrics
 
 HEADER = ("stage", "steps", "lr first", "lr last", "train loss first", "train loss last", "train accuracy", "val loss", "val accuracy", "chosen nats", "rejected nats")
 
@@ -16,14 +17,15 @@ def stage_rows(rows: Sequence[dict]) -> list[dict]:
     """One dict per stage, HEADER's keys: losses of its first and last logged step, mean accuracy of its steps, validation where it ends.
 
     "chosen nats" and "rejected nats" are how far the validation pairs' log-probs have moved since before the first step: DPO lets both fall,
-    DPOP holds the chosen one up. None where a stage ended without a validation.
+    DPOP holds the chosen one up. None where no validation was made at the stage's last step.
     """
     train, val = ([row for row in rows if row["split"] == split] for split in ("train", "val"))
     start = next((row for row in val if row["step"] == 0), None)
     stages = []
     for stage in sorted({row["stage"] for row in train}):
         own, checked = ([row for row in some if row["stage"] == stage and row["step"]] for some in (train, val))
-        first, last, seen = own[0], own[-1], checked[-1] if checked else None
+        first, last = own[0], own[-1]
+        seen = next((row for row in checked if row["step"] == last["step"]), None)
         moved = [seen[f"logps/{side}"] - start[f"logps/{side}"] if seen and start else None for side in ("chosen", "rejected")]
         stages.append(dict(zip(HEADER, (
             stage, f"{first['step']} to {last['step']}", first["lr"], last["lr"], first["loss"], last["loss"],
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> None:
     path = a.run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{path} is not there: name the dpo folder of a run.")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = read_metrics(path)
     if not any("stage" in row for row in rows):
         raise UserError(f"{path} names no stages: it is no DPO run.")
     text = table(stage_rows(rows))

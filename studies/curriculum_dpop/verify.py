@@ -7,8 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from data.sources import read_table
-from data.sources import PAIR_KINDS, list_files, parse_object
+from data.sources import PAIR_KINDS, list_files, parse_object, read_table
 from eval.grounding import Entailment, LLMJudge, support
 from eval.qa_metrics import contains, normalise
 from eval.quality import ngrams

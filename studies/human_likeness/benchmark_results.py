@@ -50,7 +50,7 @@ def read_emobench(folder: Path) -> dict[tuple[str, str], dict[str, list[Row]]]:
     found: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for task, (labels, given, category) in TASKS.items():
         for file in sorted((folder / task).glob("*.jsonl")):
-            for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
                 try:
                     row = json.loads(line)
                     answers = tuple("" if row[k] is None else str(row[k]).strip() for k in given)

@@ -9,7 +9,6 @@ game lie in one fold: the published selection saw the rows it was then tested on
 """
 import argparse
 import ast
-import csv
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +18,9 @@ import numpy as np
 
 from eval.stats import Interval, bootstrap, ratio, sum_by_cluster
 from runtime.errors import UserError, run_main
+from studies.human_likeness import storage
 from studies.human_likeness.dialogue import TURING, clean, features, turns
-from studies.human_likeness.items import ASKED, OURS, Questionnaire, Weights, check_answers, check_ids, load_items, save_weights
+from studies.human_likeness.items import ASKED, OURS, Questionnaire, Weights, check_answers, check_ids, load_items, published_weights, save_weights
 
 Fit = Callable[[np.ndarray, np.ndarray], "object"]  # (X, y) -> an estimator with decision_function
 BINS = 10
@@ -42,14 +42,15 @@ def read_table(path: Path, questionnaire: Questionnaire, published: bool = False
     """The rows of a CSV of ratings. UserError naming the line for anything that is not there or out of range; rows without ratings are left out."""
     ids = questionnaire.numbered(range(1, 33)) if published else questionnaire.ids
     rows: list[tuple[dict, int, str, float, float]] = []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        for row in reader:
-            try:
-                rows += published_rows(row, ids) if published else [plain_row(row)] if row["ratings"] else []
-            except (KeyError, ValueError, SyntaxError, TypeError) as error:
-                what = f"there is no column {error}" if isinstance(error, KeyError) else str(error)
-                raise UserError(f"{path.name} line {reader.line_num}: {what}.") from None
+    needed = ("game_id", "who_is_human", "likert_evaluation_A", "likert_evaluation_B", "conversation_A_transcript", "conversation_B_transcript") if published \
+        else ("game_id", "is_human", "ratings", "questionnaire")
+    for number, row in enumerate(storage.read_table(path, needed), 1):
+        try:
+            if not published and row["ratings"] and row["questionnaire"] not in (questionnaire.checksum, questionnaire.only(json.loads(row["ratings"])).checksum):
+                raise UserError(f"{path.name} was rated with another questionnaire (checksum {row['questionnaire']}): name that one with --questionnaire.")
+            rows += published_rows(row, ids) if published else [plain_row(row)] if row["ratings"] else []
+        except (ValueError, SyntaxError, TypeError) as error:
+            raise UserError(f"{path.name}, row {number}: {error}.") from None
     if not rows:
         raise UserError(f"{path.name} holds no ratings.")
     ids = tuple(i for i in ids if i in rows[0][0])
@@ -232,6 +233,16 @@ def final_weights(table: Table, keep: int, shares: dict[str, float] | None, ques
     return Weights(dict(zip(names, map(float, model.coef_[0]))), float(model.intercept_[0]), questionnaire.only(names).checksum, note)
 
 
+def joined_aucs(table: Table, file: Path, questionnaire: Questionnaire) -> dict[str, float]:
+    """The AUC of the published weights on these ratings, joined as they were fitted and as they were used."""
+    found = {}
+    for joined in ("as fitted", "as published"):
+        weights = published_weights(file, questionnaire, joined)
+        columns = [table.ids.index(i) for i in weights.ids]
+        found[joined] = auc(table.x[:, columns] @ np.array(list(weights.w.values())) + weights.b, table.y)
+    return found
+
+
 def as_published(table: Table) -> dict:
     """The study's own figures by its own rules: witnesses A before witnesses B, folds that ignore games, 20 seeds, selection by |w| > .2 on all rows."""
     from sklearn.model_selection import KFold
@@ -281,6 +292,7 @@ def main(argv: list[str]) -> None:
     a.add_argument("--folds", type=int, default=10)
     a.add_argument("--repeats", type=int, default=5, help="cross-validations with other folds")
     a.add_argument("--published-layout", action="store_true")
+    a.add_argument("--published-weights", type=Path, help="the study's bare list of weights: what it is worth joined rightly, and as it was used")
     a.add_argument("--questionnaire", type=Path, default=OURS, help="the questionnaire that was rated; otherwise ours")
     a.add_argument("--items", nargs="*", default=[], help="use these items only; `published` for those that the public study's prompt asked")
     a.add_argument("--xgboost", action="store_true", help="boosted trees as well (an extra)")
@@ -290,6 +302,8 @@ def main(argv: list[str]) -> None:
     table = read_table(a.rated, questionnaire, a.published_layout)
     if a.items:
         table = only_items(table, questionnaire.numbered(ASKED) if a.items == ["published"] else a.items)
+    if a.folds < 2 or a.repeats < 1:
+        raise UserError("--folds must be at least 2 and --repeats at least 1.")
     if len(np.unique(table.games)) < a.folds or len(set(table.y)) < 2:
         raise UserError(f"{a.rated} needs humans and machines in at least {a.folds} games; lower --folds, or add some.")
     found = {"rows": len(table.y), "games": len(np.unique(table.games)), "folds": a.folds, "seed": a.seed, "models": evaluate(table, a.keep, a.folds, a.repeats, a.seed, a.xgboost)}
@@ -297,6 +311,8 @@ def main(argv: list[str]) -> None:
     weights = final_weights(table, a.keep, shares, questionnaire, f"L1 logistic regression on {len(table.y)} ratings of {a.rated.name}")
     if a.published_layout and not a.items:
         found["as_published"] = as_published(table)
+        if a.published_weights:
+            found["auc_of_the_published_weights"] = joined_aucs(table, a.published_weights, questionnaire)
     a.to.mkdir(parents=True, exist_ok=True)
     save_weights(weights, a.to / "weights.json")
     (a.to / "classifier.json").write_text(json.dumps(found, indent=1) + "\n")

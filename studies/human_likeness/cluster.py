@@ -250,8 +250,9 @@ def write_items(path: Path, found: Mapping, note: str) -> str:
     """The items as a draft that `items.load_items` reads; returns the checksum. Every direction is open: the classifier's fit says which way an item points."""
     import yaml  # comes with transformers
     items = [Item(row["id"], row["group"], 0, " ".join(row["text"].split())) for row in found["items"]]
-    said = checksum(items)
-    draft = {"version": 1, "checksum": said, "scale": load_items().scale, "items": [{"id": i.id, "group": i.group, "direction": i.direction, "text": i.text} for i in items]}
+    scale = load_items().scale
+    said = checksum(items, scale)
+    draft = {"version": 1, "checksum": said, "scale": scale, "items": [{"id": i.id, "group": i.group, "direction": i.direction, "text": i.text} for i in items]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"# {note}\n" + yaml.safe_dump(draft, sort_keys=False, allow_unicode=True, width=150), encoding="utf-8")
     return load_items(path).checksum

@@ -8,11 +8,15 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass
 
+from data.sources import tidy
+
 VISIT, TURING = ("P", "D"), ("W", "I")  # the rated speaker first
+WRITTEN = {"P": r"P|Pt\.?|Patient", "D": r"D|Dr\.?|Doctor", "W": "W", "I": "I"}  # how generators spell the tags
 OPENING, CLOSING = re.compile(r"<dialogue>", re.IGNORECASE), re.compile(r"</dialogue>", re.IGNORECASE)
-# what a doctor says first and a patient does not: a dialogue whose P begins like this has its roles swapped
+# what a doctor says at the beginning and a patient does not, and the other way round
 DOCTOR_LIKE = re.compile(r"what (brings|can i do|seems to be)|how (can|may) i help|i'?m (dr\b|doctor)|have you (noticed|had any|been taking)|any (allergies|other symptoms)|"
                          r"(let'?s|let me) (take a look|examine|run some)|i('d| would) (recommend|like to run|prescribe)", re.IGNORECASE)
+TO_A_DOCTOR = re.compile(r"\b(doc|doctor|dr\.? [A-Z]\w+)\s*[,.!?]|\b(hi|hey|hello|hiya|thanks|morning),? (doc|doctor|dr\.?)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ def clean(text: str, tags: tuple[str, str] = VISIT) -> tuple[str, Counter]:
 
     Nothing that somebody says is removed: asides in brackets stay, and so does a dialogue that the doctor opens.
     """
-    done: Counter = Counter()
+    text, done = tidy(text), Counter()
     if opened := OPENING.search(text):
         done["text before the dialogue"] += bool(text[:opened.start()].strip())
         text = text[opened.end():]
@@ -37,8 +41,8 @@ def clean(text: str, tags: tuple[str, str] = VISIT) -> tuple[str, Counter]:
         text = text[:closed.start()]
     elif opened:
         done["no closing tag"] += 1
-    speaker = "|".join(map(re.escape, tags))
-    text, numbers = re.subn(rf"^[ \t]*(?:\d+[.)]|[-*•])?[ \t]*\**({speaker})\**[ \t]*:\**", r"\1:", text, flags=re.MULTILINE)
+    for tag in tags:
+        text = re.sub(rf"^[ \t]*(?:\d+[.)]?|[-*•])?[ \t]*\**(?:{WRITTEN[tag]})\**[ \t]*:\**", f"{tag}:", text, flags=re.MULTILINE)
     lines = [re.sub(r"[ \t]+", " ", line).strip() for line in text.splitlines()]
     kept = [line for line in lines if line and not re.fullmatch(r"[-–—_*=]{3,}", line)]
     tagged = next((i for i, line in enumerate(kept) if line.startswith(tuple(f"{tag}:" for tag in tags))), len(kept))
@@ -69,7 +73,8 @@ def text_hash(text: str) -> str:
 def problems(said: list[Turn], tags: tuple[str, str] = VISIT) -> list[str]:
     """What speaks against rating the first of `tags` in this dialogue; empty when nothing does.
 
-    Generators swap the two roles, and a judge then rates the doctor's voice as the patient's: the first turn of P is looked at.
+    Generators swap the two roles, and a judge then rates the doctor's voice as the patient's. They are taken for swapped when, in the first three
+    turns of each, P asks what a doctor asks and D does not, or D is the one who says "doctor" to the other. A rule of thumb: read some.
     """
     own = [turn for turn in said if turn.speaker == tags[0]]
     found = []
@@ -77,8 +82,11 @@ def problems(said: list[Turn], tags: tuple[str, str] = VISIT) -> list[str]:
         found.append(f"no turn of {tags[0]}")
     if len(own) == len(said) and said:
         found.append("only one speaker")
-    if tags == VISIT and own and DOCTOR_LIKE.search(own[0].text) and not any(DOCTOR_LIKE.search(t.text) for t in said[:3] if t.speaker == tags[1]):
-        found.append("P speaks like the doctor")
+    if tags == VISIT and own:
+        p, d = (" ".join(turn.text for turn in [t for t in said if t.speaker == tag][:3]).replace("\u2019", "'") for tag in tags)
+        asks = [bool(DOCTOR_LIKE.search(text)) for text in (p, d)]
+        if asks == [True, False] or TO_A_DOCTOR.search(d) and not TO_A_DOCTOR.search(p) and asks != [False, True]:
+            found.append("P speaks like the doctor")
     return found
 
 

@@ -2,13 +2,13 @@
 
     python -m studies.human_likeness.discover filter FULL.csv --to GAMES.csv           one row per conversation -> one row per usable game
     python -m studies.human_likeness.discover GAMES.csv --to statements.jsonl --model NAME --base-url URL
+    python -m studies.human_likeness.discover witnesses GAMES.csv --to WITNESSES.csv    both witnesses of every game on rows of their own, for judge.py
     python -m studies.human_likeness.discover import RUN.csv --to statements.jsonl     the published layout: one answer a game, positions not swapped
 
 GAMES holds game_id, conversation_A_transcript, conversation_B_transcript and who_is_human (A or B). A judge that leans to what it reads first leans one
 way in one order and the other way in the other: the study rebuilt here asked once a game, and every one of its judges said A too often.
 """
 import argparse
-import csv
 import hashlib
 import json
 import re
@@ -22,7 +22,7 @@ from eval.chat_client import ChatClient
 from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
 from runtime.errors import UserError, run_main
 from studies.human_likeness.pairs import draw
-from studies.human_likeness.storage import write_lines, write_table
+from studies.human_likeness.storage import read_table, write_lines, write_table
 
 FEWEST_TOKENS = 50  # of a transcript, split at white space, the speakers' tags counted
 FEWEST, MOST, LONGEST = 3, 5, 30  # statements of an answer; words of a statement
@@ -58,21 +58,6 @@ class Answer:
     statements: tuple[str, ...]
 
 
-def read_rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV. UserError for a file that is none, a missing column and no rows."""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
-                raise UserError(f"{path.name} has no column {missing[0]}; it has {', '.join(reader.fieldnames or ())}.")
-            rows = list(reader)
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no table ({error}).") from None
-    if not rows:
-        raise UserError(f"{path.name} has no rows.")
-    return rows
-
-
 # ---- games ----------------------------------------------------------------------------------------------------------------
 
 def usable_games(rows: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]], Counter]:
@@ -105,7 +90,7 @@ def usable_games(rows: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]
 def read_games(path: Path) -> list[Game]:
     """The games of a CSV. UserError for an id that comes twice, an empty transcript and a who_is_human that is neither A nor B."""
     games, seen = [], set()
-    for row in read_rows(path, ("game_id", "conversation_A_transcript", "conversation_B_transcript", "who_is_human")):
+    for row in read_table(path, ("game_id", "conversation_A_transcript", "conversation_B_transcript", "who_is_human")):
         game = Game(row["game_id"], row["conversation_A_transcript"].strip(), row["conversation_B_transcript"].strip(), row["who_is_human"])
         if game.human not in OTHER or not game.a or not game.b or game.id in seen:
             raise UserError(f"{path.name}: game {game.id} " + ("comes twice." if game.id in seen else "needs two transcripts and A or B as who_is_human."))
@@ -157,7 +142,7 @@ def ask(client: ChatClient, games: Sequence[Game], seed: int = 0) -> tuple[list[
 def import_run(path: Path) -> tuple[list[Answer], Counter]:
     """The answers in a file of the published study: columns game_id, who_is_human, aijudge_verdict, human_characteristics (a JSON list)."""
     answers, wrong = [], Counter()
-    for row in read_rows(path, ("game_id", "who_is_human", "aijudge_verdict", "human_characteristics")):
+    for row in read_table(path, ("game_id", "who_is_human", "aijudge_verdict", "human_characteristics")):
         try:
             said = json.loads(row["human_characteristics"])
         except ValueError:
@@ -232,7 +217,7 @@ def write_answers(to: Path, answers: Sequence[Answer], games: int, facts: Mappin
 
 
 def main(argv: list[str]) -> None:
-    command = argv[0] if argv[:1] in (["filter"], ["import"]) else ""
+    command = argv[0] if argv[:1] in (["filter"], ["import"], ["witnesses"]) else ""
     a = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     a.add_argument("source", type=Path, help="CSV")
     a.add_argument("--to", type=Path, required=True)
@@ -242,11 +227,16 @@ def main(argv: list[str]) -> None:
         a.set_defaults(max_tokens=2048)
     a = a.parse_args(argv[1:] if command else argv)
     if command == "filter":
-        rows, out = usable_games(read_rows(a.source, ("game_id", "label", "witness", "is_human", "verdict", "confidence", "reason", "conversation")))
+        rows, out = usable_games(read_table(a.source, ("game_id", "label", "witness", "is_human", "verdict", "confidence", "reason", "conversation")))
         if not rows:
             raise UserError(f"{a.source.name} has no usable game ({dict(out)}).")
         write_table(a.to, rows)
         print(f"{len(rows):,} games in {a.to}; left out: {', '.join(f'{n:,} with {why}' for why, n in out.most_common()) or 'none'}")
+    elif command == "witnesses":
+        games = read_games(a.source)
+        write_table(a.to, [{"dialogue_id": f"{game.id}{side}", "game_id": game.id, "is_human": int(game.human == side), "dialogue": text}
+                           for game in games for side, text in (("A", game.a), ("B", game.b))])
+        print(f"{2 * len(games):,} witnesses of {len(games):,} games: {a.to}")
     elif command == "import":
         answers, wrong = import_run(a.source)
         write_answers(a.to, answers, len(answers) + wrong.total(), {"source": a.source.name, "invalid_answers": dict(wrong)})

@@ -8,6 +8,7 @@ The first writes NAME/scored/samples_epoch_NN_scored_JUDGE.csv. The second reads
 """
 import argparse
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,13 +18,15 @@ import numpy as np
 from data.sources import hash_share
 from eval import stats
 from eval.llm_judge import add_arguments, client_from
+from runtime.config import digest
 from runtime.errors import UserError, run_main
 from studies.human_likeness.dialogue import VISIT, clean, problems, turns
-from studies.human_likeness.folders import SAMPLES, ModelFolder, Rated, read_csv, read_study
+from studies.human_likeness.folders import SAMPLES, ModelFolder, Rated, read_study
 from studies.human_likeness.items import ASKED, OURS, Weights, human_likeness, load_items, load_weights
 from studies.human_likeness.judge import rate, scored_row
-from studies.human_likeness.storage import write_table
+from studies.human_likeness.storage import read_table, write_table
 
+FEWEST = 0.1  # share of prompts on either side of equal length below which nothing is said about equal length
 Column = dict[int, Rated]  # the rated samples of one epoch, by row
 
 
@@ -41,20 +44,27 @@ def score(a: argparse.Namespace) -> None:
         raise UserError(f"there are no samples of epoch {missing[0]}; there are {', '.join(map(str, files))}.")
     client = client_from(a, a.folder / "scored" / "judge_cache")
     for epoch in a.epochs or files:
-        rows = read_csv(files[epoch], ("prompt", "response"))
+        rows = read_table(files[epoch], ("prompt", "response"))
         texts, cleaned = zip(*(clean(row["response"]) for row in rows))
         usable = [i for i, text in enumerate(texts) if any(turn.speaker == VISIT[0] for turn in turns(text))]
         rated, wrong = rate(client, asked, [texts[i] for i in usable], VISIT, a.ratings, a.seed)
         by_row = dict(zip(usable, rated))
-        made = [scored_row({"dialogue_id": str(i), "prompt": row["prompt"], "response": row["response"], "dialogue": text}, text, done, by_row[i], weights, asked.ids, VISIT)
+        made = [scored_row({"dialogue_id": str(i), "prompt": row["prompt"], "response": row["response"], "dialogue": text}, text, done, by_row[i], weights, asked, VISIT)
+                | {"weights_hash": digest([weights.w, weights.b]), "valid_ratings_wanted": str(a.ratings), "judge": client.model, "seed": a.seed}
                 for i, (row, text, done) in enumerate(zip(rows, texts, cleaned)) if i in by_row]
         made = [row for row in made if row["score"]]
         if not made:
             raise UserError(f"epoch {epoch}: no sample could be rated ({dict(wrong) or 'none has a turn of the patient'}).")
-        write_table(a.folder / "scored" / f"samples_epoch_{epoch:02d}_scored_{re.sub(r'[^A-Za-z0-9.-]+', '-', client.model)}.csv", made)
+        write_table(a.folder / "scored" / f"samples_epoch_{epoch:02d}_scored_{file_name(client.model)}.csv", made)
         swapped = sum(bool(problems(turns(text))) for text in texts)
         print(f"epoch {epoch}: {len(made)} of {len(rows)} samples scored, mean {np.mean([float(row['score']) for row in made]):.3f}; {swapped} with swapped roles or a missing speaker")
     print(json.dumps(client.totals()))
+
+
+def file_name(judge: str) -> str:
+    """A judge's name as part of a file's; names that would come out alike keep apart by a hash."""
+    plain = re.sub(r"[^A-Za-z0-9.-]+", "-", judge)
+    return plain if plain == judge else f"{plain}-{digest([judge])[:6]}"
 
 
 # ---- curves -----------------------------------------------------------------------------------------------------------------
@@ -77,12 +87,13 @@ def curve(epochs: dict[int, Column], weights: Weights | None, seed: int) -> list
     for epoch, column in sorted(epochs.items()):
         own = scores[epoch]
         row = {"epoch": epoch, "score": stats.mean(list(own.values()), seed=seed).to_dict(), "words_per_turn": float(np.mean([r.words_per_turn for r in column.values()])),
-               "cv": float(np.mean([r.cv for r in column.values()])), "role_problems": sum(bool(r.problems) for r in column.values()), "n": len(own)}
-        if epoch and 0 in epochs and (both := sorted(own.keys() & scores[0].keys())):
+               "cv": float(np.mean([r.cv for r in column.values()])), "role_problems": sum(bool(r.problems) for r in column.values()), "unclosed": sum(r.unclosed for r in column.values()), "n": len(own)}
+        both = sorted(i for i in own.keys() & scores.get(0, {}).keys() if column[i].prompt == epochs[0][i].prompt)
+        if epoch and both:
             base, now = ([s[i] for i in both] for s in (scores[0], own))
             longer = np.array([np.log1p(column[i].words_per_turn) - np.log1p(epochs[0][i].words_per_turn) for i in both])
             row |= {"difference": stats.mean_difference(base, now, seed=seed).to_dict(), "p": stats.sign_flip_test(base, now, seed=seed),
-                    "at_equal_length": at_equal_length(np.array(now) - np.array(base), longer, seed).to_dict()}
+                    "as_long": float((longer >= 0).mean()), "at_equal_length": at_equal_length(np.array(now) - np.array(base), longer, seed).to_dict()}
         found.append(row)
     for row, p in zip([r for r in found if "p" in r], stats.holm([r["p"] for r in found if "p" in r])):
         row["p_holm"] = p
@@ -92,15 +103,17 @@ def curve(epochs: dict[int, Column], weights: Weights | None, seed: int) -> list
 def at_equal_length(difference: np.ndarray, longer: np.ndarray, seed: int) -> stats.Interval:
     """The mean score difference [n] that is left where turns are as long as before: least squares on `longer` [n], bootstrap over prompts.
 
-    Observational: prompts where the turns happened to stay as long may differ from the others in more than that.
+    Observational: prompts where the turns happened to stay as long may differ from the others in more than that. Not estimated (NaN) where fewer
+    than FEWEST of the prompts lie on either side of equal length: a line would be drawn out beyond the data.
     """
-    if longer.std() == 0:
-        return stats.Interval(float("nan"), None, None, len(longer), "lengths never differ")
+    if not FEWEST <= (longer >= 0).mean() <= 1 - FEWEST or longer.std() == 0:
+        return stats.Interval(float("nan"), None, None, len(longer), "too few prompts of equal length")
 
     def intercept(m: np.ndarray) -> np.ndarray:  # columns: x, y, x squared, xy
         slope = (m[:, 3] - m[:, 0] * m[:, 1]) / np.maximum(m[:, 2] - m[:, 0] ** 2, 1e-12)
         return m[:, 1] - slope * m[:, 0]
-    return stats.bootstrap([longer, difference, longer**2, longer * difference], intercept, seed=seed)
+    found = stats.bootstrap([longer, difference, longer**2, longer * difference], intercept, seed=seed)
+    return stats.no_false_certainty(found, "no two prompts differ")
 
 
 def chosen_epoch(epochs: dict[int, Column], weights: Weights | None, dev_share: float, seed: int) -> dict | None:
@@ -132,7 +145,7 @@ def item_differences(base: Column, now: Column, rows: Sequence[int], weights: We
 
 
 def study(models: Sequence[ModelFolder], weights: Weights | None, dev_share: float, seed: int) -> dict:
-    """Everything about all models; p of the chosen epochs is corrected over the models (Holm)."""
+    """Everything about all models; p of the chosen epochs is corrected over models and judges (Holm)."""
     found = {"models": {}, "warnings": {m.name: m.warnings for m in models if m.warnings}, "seed": seed, "dev_share": dev_share, "score": weights.note if weights else "as in the files"}
     for model in models:
         for judge, by_epoch in model.rated.items():
@@ -146,7 +159,7 @@ def study(models: Sequence[ModelFolder], weights: Weights | None, dev_share: flo
 
 def cell(interval: dict | None) -> str:
     """A value with its interval."""
-    if interval is None:
+    if interval is None or math.isnan(interval["value"]):
         return "–"
     ends = "" if interval["low"] is None else f" [{interval['low']:+.2f}, {interval['high']:+.2f}]"
     return f"{interval['value']:+.2f}{ends}"
@@ -155,16 +168,17 @@ def cell(interval: dict | None) -> str:
 def page(found: dict) -> str:
     """The figures as Markdown."""
     lines = ["# Human-likeness by epoch", "", f"Score: {found['score']} (log-odds, higher = more human). Differences to epoch 0 on the same prompts, two-sided sign-flip tests, Holm over a "
-             "model's epochs. \"At equal length\" is what is left of a difference where turns are as long as before.", ""]
+             "model's epochs. \"As long\" is the share of prompts whose turns are as long as before, or longer; \"at equal length\" what is left of the "
+             f"difference there, by a straight line: a dash where fewer than {FEWEST:.0%} of the prompts lie on either side. \"Unclosed\" dialogues ran into the longest length.", ""]
     for name, model in found["models"].items():
-        lines += [f"## {name}", "", "| epoch | n | score | difference | p (Holm) | at equal length | words a turn | role problems |", "|---" * 8 + "|"]
-        lines += [f"| {r['epoch']} | {r['n']} | {cell(r['score'])} | {cell(r.get('difference'))} | {format(r['p_holm'], '.2g') if 'p_holm' in r else '–'} | {cell(r.get('at_equal_length'))} "
-                  f"| {r['words_per_turn']:.1f} | {r['role_problems']} |" for r in model["curve"]]
+        lines += [f"## {name}", "", "| epoch | n | score | difference | p (Holm) | as long | at equal length | words a turn | roles swapped | unclosed |", "|---" * 10 + "|"]
+        lines += [f"| {r['epoch']} | {r['n']} | {cell(r['score'])} | {cell(r.get('difference'))} | {format(r['p_holm'], '.2g') if 'p_holm' in r else '–'} | {format(r['as_long'], '.0%') if 'as_long' in r else '–'} "
+                  f"| {cell(r.get('at_equal_length'))} | {r['words_per_turn']:.1f} | {r['role_problems']} | {r['unclosed']} |" for r in model["curve"]]
         if best := model["chosen"]:
-            lines += ["", f"Epoch {best['epoch']}, chosen on {best['dev_prompts']} prompts; on the {best['test_prompts']} others {cell(best['difference'])}, p {best['p_holm']:.2g} (Holm over models)."]
+            lines += ["", f"Epoch {best['epoch']}, chosen on {best['dev_prompts']} prompts; on the {best['test_prompts']} others {cell(best['difference'])}, p {best['p_holm']:.2g} (Holm over models and judges)."]
         lines.append("")
     if found["warnings"]:
-        lines += ["## Not used, and why", "", *(f"- {name}: {warning}" for name, some in found["warnings"].items() for warning in some), ""]
+        lines += ["## Warnings", "", *(f"- {name}: {warning}" for name, some in found["warnings"].items() for warning in some), ""]
     return "\n".join(lines)
 
 
@@ -203,6 +217,10 @@ def curves(a: argparse.Namespace) -> None:
     ids = questionnaire.numbered(ASKED) if a.asked == ["published"] else tuple(a.asked)
     weights = load_weights(a.rescore, questionnaire, a.ids) if a.rescore else None
     models = read_study(a.folder, ids)
+    for model in models:
+        for rated in (r for by_epoch in model.rated.values() for rows in by_epoch.values() for r in rows[:1]):
+            if rated.made_by[1] and rated.made_by[1] not in (questionnaire.checksum, questionnaire.only(rated.answers).checksum):
+                raise UserError(f"{model.name} was rated with another questionnaire (checksum {rated.made_by[1]}): name that one with --questionnaire.")
     for model in models:
         for warning in model.warnings:
             print(f"warning: {model.name}: {warning}")

@@ -4,10 +4,9 @@ In the public study the scored files of four of seven models held another model'
 claims to be of, and what is foreign is named with the place it comes from.
 """
 import ast
-import csv
 import json
+import math
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,10 @@ from pathlib import Path
 from runtime.errors import UserError
 from studies.human_likeness.dialogue import clean, features, problems, text_hash, turns
 from studies.human_likeness.items import check_answers
+from studies.human_likeness.storage import read_table
 
+BASE = "no base to compare with"
+MADE_BY = ("weights_hash", "questionnaire", "valid_ratings_wanted")  # columns of a scored file that must not change between epochs
 SAMPLES, SCORED = re.compile(r"samples_epoch_(\d+)\.csv"), re.compile(r"samples_epoch_(\d+)_scored_(.+)\.csv")
 
 
@@ -31,28 +33,17 @@ class Rated:
     words_per_turn: float
     cv: float
     problems: tuple[str, ...]
+    unclosed: bool     # the dialogue has no end: it ran into the longest length
+    made_by: tuple[str, ...]  # weights, questionnaire and number of ratings, where the file says
 
 
 @dataclass
 class ModelFolder:
-    """What a model's folder holds. samples: epoch -> hashes of the responses, by row; rated: judge -> epoch -> verified rows."""
+    """What a model's folder holds. samples: epoch -> hashes of response and prompt, by row; rated: judge -> epoch -> verified rows."""
     name: str
-    samples: dict[int, list[str]]
+    samples: dict[int, list[tuple[str, str]]]
     rated: dict[str, dict[int, list[Rated]]] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
-
-
-def read_csv(path: Path, wanted: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a CSV. UserError when a column of `wanted` is missing."""
-    usual = csv.field_size_limit(min(sys.maxsize, 1 << 30))
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
-                raise UserError(f"{path} has no column {missing[0]}.")
-            return list(reader)
-    finally:
-        csv.field_size_limit(usual)
 
 
 def model_folders(root: Path) -> list[Path]:
@@ -63,12 +54,14 @@ def model_folders(root: Path) -> list[Path]:
     return found
 
 
-def read_samples(folder: Path) -> dict[int, list[str]]:
-    """epoch -> the hash of every response, in the order of the file."""
-    found = {}
+def read_samples(folder: Path) -> dict[int, list[tuple[str, str]]]:
+    """epoch -> (hash of the response, hash of the prompt) of every sample, in the order of the file. UserError for two files of one epoch."""
+    found: dict[int, list[tuple[str, str]]] = {}
     for path in sorted((folder / "inference").iterdir()):
         if match := SAMPLES.fullmatch(path.name):
-            found[int(match[1])] = [text_hash(row["response"]) for row in read_csv(path, ("prompt", "response"))]
+            if int(match[1]) in found:
+                raise UserError(f"{folder}/inference holds two files of epoch {int(match[1])}.")
+            found[int(match[1])] = [(text_hash(row["response"]), text_hash(row["prompt"])) for row in read_table(path, ("prompt", "response"))]
     return found
 
 
@@ -105,7 +98,9 @@ def read_model(folder: Path, name: str, everywhere: dict[str, list[tuple[str, in
         if epoch not in model.samples:
             model.warnings.append(f"{path.name}: there are no samples of epoch {epoch} to compare with; not used")
             continue
-        rows, foreign = read_scores(path, model.samples[epoch], lambda seen: whose(seen, name, epoch, everywhere), ids)
+        rows, foreign, lacking = read_scores(path, model.samples[epoch], lambda seen: whose(seen, name, epoch, everywhere), ids)
+        if lacking and not foreign:
+            model.warnings.append(f"{path.name}: {', '.join(f'{n} {why}' for why, n in lacking.items())}; {len(rows)} of {len(model.samples[epoch])} samples are used")
         if foreign:
             strange[judge].append((epoch, len(rows) + sum(foreign.values()), foreign))
         else:
@@ -114,39 +109,58 @@ def read_model(folder: Path, name: str, everywhere: dict[str, list[tuple[str, in
         sources = sum((foreign for _, _, foreign in files), Counter())
         model.warnings.append(f"scores by {judge}, epoch {', '.join(str(epoch) for epoch, _, _ in files)}: {sum(sources.values())} of {sum(n for _, n, _ in files)} rows are not of "
                               f"these samples ({'; '.join(f'{n} {source}' for source, n in sources.most_common())}); not used")
+    for judge, by_epoch in model.rated.items():
+        makers = {rated.made_by for rows in by_epoch.values() for rated in rows}
+        if len(makers) > 1:
+            raise UserError(f"{name}: the scores by {judge} were made with {len(makers)} different weights, questionnaires or numbers of ratings: score all epochs alike.")
+        if 0 in by_epoch and any(BASE in warning for warning in model.warnings):
+            del by_epoch[0]  # differences to a base that is none would be the finding
     return model
 
 
-def read_scores(path: Path, samples: Sequence[str], source: Callable[[str], str], ids: Sequence[str]) -> tuple[list[Rated], Counter]:
-    """(the rows that are of these samples, in their order; where the others come from, counted). UserError for a malformed row."""
-    rows, foreign = [], Counter()
-    for number, row in enumerate(read_csv(path, ("prompt", "response", "dialogue_id")), 2):
+def read_scores(path: Path, samples: Sequence[tuple[str, str]], source: Callable[[str], str], ids: Sequence[str]) -> tuple[list[Rated], Counter, Counter]:
+    """(the rows that are of these samples, in their order; where the others come from, counted; which are left out or missing, counted).
+
+    A row is a sample's own when its response and prompt are, and, in our files, when the text that was judged is what cleaning makes of that
+    response. UserError for a malformed row and for a sample that is scored twice.
+    """
+    rows, foreign, lacking, seen = [], Counter(), Counter(), set()
+    for number, row in enumerate(read_table(path, ("prompt", "response", "dialogue_id")), 1):
         try:
             place, answers, score = int(row["dialogue_id"]), answers_of(row, ids), float(row.get("score") or row["hal16_score"])
-        except (KeyError, ValueError, SyntaxError) as error:
-            raise UserError(f"{path} line {number}: {error}.") from None
-        seen = text_hash(row["response"])
-        if not 0 <= place < len(samples) or samples[place] != seen:
-            foreign[source(seen)] += 1
+            if not math.isfinite(score) or place in seen:
+                raise ValueError(f"sample {place} is scored twice" if place in seen else f"the score is {score}")
+        except (KeyError, ValueError, SyntaxError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, row {number}: {error}.") from None
+        seen.add(place)
+        own, (body, done) = text_hash(row["response"]), clean(row["response"])
+        if not 0 <= place < len(samples) or samples[place] != (own, text_hash(row["prompt"])) or row.get("text_hash", text_hash(body)) != text_hash(body):
+            foreign[source(own)] += 1
             continue
-        said = turns(clean(row["response"])[0])
+        said = turns(body)
         measured = features(said, "P")
-        rows.append(Rated(place, row["prompt"], answers, score, measured["words"], measured["words_per_turn"], measured["cv"], tuple(problems(said))))
-    return sorted(rows, key=lambda r: r.row), foreign
+        if not measured["turns"]:
+            lacking["without a turn of the patient"] += 1
+            continue
+        maker = tuple(row.get(column, "") for column in MADE_BY)
+        rows.append(Rated(place, row["prompt"], answers, score, measured["words"], measured["words_per_turn"], measured["cv"], tuple(problems(said)), bool(done["no closing tag"]), maker))
+    if missing := len(samples) - len(seen):
+        lacking["without a score"] += missing
+    return sorted(rows, key=lambda r: r.row), foreign, lacking
 
 
 def whose(seen: str, name: str, epoch: int, everywhere: dict[str, list[tuple[str, int]]]) -> str:
     """Where a foreign text comes from, in words."""
     places = everywhere.get(seen, [])
     if (name, epoch) in places:
-        return "stand at another row of the file"
+        return "stand at another row of the file, or with another prompt or another judged text"
     if not places:
         return "are of no samples here"
     model = next((m for m, e in places if e == epoch), None)
     return f"are of {model}, same epoch" if model else f"are of {places[0][0]}, epoch {places[0][1]}"
 
 
-def base_problems(folder: Path, samples: dict[int, list[str]]) -> list[str]:
+def base_problems(folder: Path, samples: dict[int, list[tuple[str, str]]]) -> list[str]:
     """What speaks against epoch 0 being the model before training: no file, the same texts as a later epoch, or a note with other weights than the run's."""
     if 0 not in samples:
         return ["there are no samples of epoch 0: nothing to compare training with"]
@@ -154,12 +168,15 @@ def base_problems(folder: Path, samples: dict[int, list[str]]) -> list[str]:
     for epoch, texts in samples.items():
         same = sum(a == b for a, b in zip(samples[0], texts)) if epoch else 0
         if same > len(texts) / 2:
-            found.append(f"{same} of {len(texts)} samples of epoch 0 are those of epoch {epoch}: the base was sampled from a trained model, or nothing was trained")
+            found.append(f"{BASE}: {same} of {len(texts)} samples of epoch 0 are those of epoch {epoch}; the base was sampled from a trained model, or nothing was trained")
     note, run = folder / "inference" / "base.json", folder / "dpo" / "last" / "run.json"
-    if note.is_file() and run.is_file():
-        wanted = json.loads(run.read_text()).get("fingerprint", {}).get("starting_weights")
-        if wanted and json.loads(note.read_text()).get("weights") != wanted:
-            found.append("the samples of epoch 0 were not written by the weights that training started from")
+    if run.is_file():
+        try:
+            wanted, wrote = json.loads(run.read_text())["fingerprint"]["starting_weights"], json.loads(note.read_text())["weights"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return [*found, f"{BASE}: base.json and run.json do not say which weights wrote the samples of epoch 0 and which training started from"]
+        if wanted != wrote:
+            found.append(f"{BASE}: the samples of epoch 0 were not written by the weights that training started from")
     return found
 
 
@@ -170,6 +187,6 @@ def read_study(root: Path, ids: Sequence[str] = ()) -> list[ModelFolder]:
     everywhere: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for folder, name in zip(folders, names):
         for epoch, texts in read_samples(folder).items():
-            for text in texts:
+            for text, _ in texts:
                 everywhere[text].append((name, epoch))
     return [read_model(folder, name, everywhere, ids) for folder, name in zip(folders, names)]

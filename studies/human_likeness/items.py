@@ -47,7 +47,7 @@ class Questionnaire:
         wanted = list(ids)
         check_ids(self.ids, wanted, "items")
         kept = tuple(item for item in self.items if item.id in set(wanted))
-        return Questionnaire(kept, self.scale, self.version, checksum(kept))
+        return Questionnaire(kept, self.scale, self.version, checksum(kept, self.scale))
 
     def numbered(self, numbers: Sequence[int]) -> tuple[str, ...]:
         """The ids of the published study's trait numbers, in the order given."""
@@ -55,10 +55,18 @@ class Questionnaire:
         return tuple(by_number[number] for number in numbers)
 
 
-def checksum(items: Iterable[Item]) -> str:
-    """16 hex digits of what the items say; their order does not matter, since nothing is joined by it."""
+def checksum(items: Iterable[Item], scale: Mapping[int, str]) -> str:
+    """16 hex digits of what the items and the scale say; the order of items does not matter, since nothing is joined by it."""
     rows = sorted([item.id, item.group, item.direction, item.text] for item in items)
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([rows, sorted(scale.items())]).encode()).hexdigest()[:16]
+
+
+def checked(row: object) -> Item:
+    """An item from a row of the file. TypeError or ValueError when a field is missing, strange or of another type."""
+    item = Item(**row)
+    if any(not isinstance(value, str) or not value.strip() for value in (item.id, item.group, item.text)) or type(item.published) is not int or item.direction not in (-1, 0, 1):
+        raise ValueError(f"the item {str(item.id)[:40]} needs id, group and text, and a direction of -1, 0 or 1")
+    return item
 
 
 def load_items(path: Path = OURS) -> Questionnaire:
@@ -66,16 +74,17 @@ def load_items(path: Path = OURS) -> Questionnaire:
     import yaml  # comes with transformers
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        items = tuple(Item(**row) for row in found["items"])
-        scale = {int(value): str(meaning) for value, meaning in found["scale"].items()}
-        version, said = int(found["version"]), str(found["checksum"])
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is no questionnaire ({str(error).splitlines()[0]}).") from None
+        items, scale = tuple(map(checked, found["items"])), dict(found["scale"])
+        if not items or not scale or any(type(value) is not int or not isinstance(meaning, str) for value, meaning in scale.items()):
+            raise ValueError("it needs items, and a scale of whole numbers with their meanings")
+        version, said = int(found["version"]), str(found["checksum"])[:64]
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is no questionnaire ({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from None
     repeated = {item.id for item in items if sum(other.id == item.id for other in items) > 1}
     if repeated:
         raise UserError(f"{path}: the id {sorted(repeated)[0]} stands on more than one item.")
-    if said != checksum(items):
-        raise UserError(f"{path}: the items are not those of checksum {said}. If the change is wanted, raise `version` and write checksum: {checksum(items)}")
+    if said != checksum(items, scale):
+        raise UserError(f"{path}: the items are not those of checksum {said}. If the change is wanted, raise `version` and write checksum: {checksum(items, scale)}")
     return Questionnaire(items, scale, version, said)
 
 
@@ -142,7 +151,9 @@ def load_weights(path: Path, questionnaire: Questionnaire, ids: Sequence[str] = 
         found = json.loads(path.read_text())
         w, b = found["w"], float(found["b"])
         values = [float(value) for value in (w.values() if isinstance(w, dict) else w)]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not values or not all(map(math.isfinite, [*values, b])):
+            raise ValueError("they must be numbers, and at least one")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"{path} holds no weights ({str(error) or type(error).__name__}).") from None
     if not isinstance(w, dict) and not ids:
         raise UserError(f"{path} is a bare list of {len(values)} weights: say which items they belong to, in their order (--ids).")

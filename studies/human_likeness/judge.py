@@ -8,7 +8,6 @@ score_sd, what was cleaned, problems (roles, speakers), and judge-free features.
 where it was, and --replay needs neither key nor network.
 """
 import argparse
-import csv
 import hashlib
 import json
 import statistics
@@ -25,7 +24,7 @@ from eval.stats import Interval, bootstrap
 from runtime.errors import UserError, run_main
 from studies.human_likeness.dialogue import TURING, VISIT, clean, features, problems, text_hash, turns
 from studies.human_likeness.items import HIGH, LOW, OURS, Questionnaire, Weights, check_answers, human_likeness, load_items, load_weights
-from studies.human_likeness.storage import write_table
+from studies.human_likeness.storage import read_table, write_table
 
 Ratings = list[dict[str, int] | None]  # the ratings of one dialogue; None where the judge gave no valid answer
 SPEAKERS = {VISIT: ("the patient, whose lines begin with P:", "the doctor, whose lines begin with D:"),
@@ -143,7 +142,8 @@ def agreement(values: np.ndarray, seed: int = 0) -> Agreement:
         return np.where(total > 0, (between - within) / np.where(total > 0, total, 1), np.inf)
 
     interval = bootstrap([means, means**2, inner], from_sums, seed=seed) if np.isfinite(single) else Interval(single, None, None, n, "nothing varies")
-    return Agreement(interval, k * single / (1 + (k - 1) * single), float(np.sqrt(inner.sum() / (n * (k - 1)))), n, k)
+    shrunk = 1 + (k - 1) * single  # 0 where the ratings of a dialogue cancel out exactly
+    return Agreement(interval, k * single / shrunk if shrunk > 1e-12 else float("nan"), float(np.sqrt(inner.sum() / (n * (k - 1)))), n, k)
 
 
 def agreements(rated: Sequence[Ratings], weights: Weights | None, ids: Sequence[str]) -> dict[str, Agreement]:
@@ -160,23 +160,18 @@ def agreements(rated: Sequence[Ratings], weights: Weights | None, ids: Sequence[
 
 def read_dialogues(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV with dialogue_id and dialogue. UserError for missing columns and repeated ids."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := {"dialogue_id", "dialogue"} - set(reader.fieldnames or ()):
-            raise UserError(f"{path.name} has no column {sorted(missing)[0]}.")
-        rows = list(reader)
-    twice = [i for i, n in Counter(row["dialogue_id"] for row in rows).items() if n > 1]
-    if twice or not rows:
-        raise UserError(f"{path.name}: " + (f"dialogue {twice[0]} comes twice." if twice else "there are no rows."))
+    rows = read_table(path, ("dialogue_id", "dialogue"))
+    if twice := [i for i, n in Counter(row["dialogue_id"] for row in rows).items() if n > 1]:
+        raise UserError(f"{path.name}: dialogue {twice[0]} comes twice.")
     return rows
 
 
-def scored_row(row: Mapping[str, str], text: str, cleaned: Counter, ratings: Ratings, weights: Weights | None, ids: Sequence[str], tags: tuple[str, str]) -> dict:
+def scored_row(row: Mapping[str, str], text: str, cleaned: Counter, ratings: Ratings, weights: Weights | None, asked: Questionnaire, tags: tuple[str, str]) -> dict:
     """A row of the output: the input's columns and everything measured; ratings are empty where the judge gave no valid answer, the score without weights too."""
-    said, mean = turns(text, tags), mean_ratings(ratings, ids)
+    said, mean, questionnaire = turns(text, tags), mean_ratings(ratings, asked.ids), asked.checksum
     valid = [r for r in ratings if r is not None]
     singles = [score_of(weights, r) for r in valid] if weights else []
-    return dict(row) | {"text_hash": text_hash(text), "ratings": json.dumps(mean) if mean else "", "valid_ratings": len(valid),
+    return dict(row) | {"text_hash": text_hash(text), "questionnaire": questionnaire, "ratings": json.dumps(mean) if mean else "", "valid_ratings": len(valid),
                         "score": repr(score_of(weights, mean)) if mean and weights else "",
                         "score_sd": repr(statistics.stdev(singles)) if len(singles) > 1 else "", "cleaned": "; ".join(cleaned), "problems": "; ".join(problems(said, tags)),
                         } | {name: f"{value:.6g}" for name, value in features(said, tags[0]).items()}
@@ -199,14 +194,18 @@ def main(argv: list[str]) -> None:
     everything, tags = load_items(a.questionnaire), TURING if a.turing else VISIT
     weights = load_weights(a.weights, everything, a.ids) if a.weights else None
     asked = everything.only(weights.ids) if weights and not a.all_items else everything
+    if a.ratings < 1:
+        raise UserError("--ratings must be at least 1.")
     rows = read_dialogues(a.dialogues)
     texts, cleaned = zip(*(clean(row["dialogue"], tags) for row in rows))
     found = [problems(turns(text, tags), tags) for text in texts]
     usable = [i for i, text in enumerate(texts) if text and not (a.skip_problems and found[i])]
+    if not usable:
+        raise UserError(f"{a.dialogues.name}: no dialogue has a line that begins with {tags[0]}: or {tags[1]}:" + ("." if a.turing else " (for W: and I: add --turing)."))
     client = client_from(a, a.to.parent / "judge_cache")
     rated, wrong = rate(client, asked, [texts[i] for i in usable], tags, a.ratings, a.seed)
     by_row = dict(zip(usable, rated))
-    write_table(a.to, [scored_row(row, text, done, by_row.get(i, []), weights, asked.ids, tags) for i, (row, text, done) in enumerate(zip(rows, texts, cleaned))])
+    write_table(a.to, [scored_row(row, text, done, by_row.get(i, []), weights, asked, tags) for i, (row, text, done) in enumerate(zip(rows, texts, cleaned))])
     scored = sum(any(r is not None for r in row) for row in rated)
     facts = {"judge": client.model, "prompt_version": PROMPT_VERSION, "questionnaire": asked.checksum, "weights": weights.note if weights else "none", "seed": a.seed, "ratings": a.ratings,
              "dialogues": len(rows), "rated": scored, "not_asked": len(rows) - len(usable), "invalid_answers": dict(wrong), "client": client.totals(),

@@ -6,7 +6,6 @@
 SCORED holds persona_id, prompt, dialogue_id, model, dialogue and a score column. Every pair keeps its margin and where both sides come from.
 """
 import argparse
-import csv
 import hashlib
 import json
 import math
@@ -22,7 +21,7 @@ import numpy as np
 from chat_tokenizer import load_chat_tokenizer
 from runtime.config import load_config
 from runtime.errors import UserError, run_main
-from studies.human_likeness.storage import write_lines
+from studies.human_likeness.storage import read_lines, read_table, write_lines
 
 SURE = 1.6448536269514722  # standard normal: a difference beyond it is real in 95 of 100 one-sided cases
 
@@ -36,6 +35,7 @@ class Scored:
     dialogue: str
     generator: str
     score: float
+    ratings: int = 1  # how many ratings the score is the mean of
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,25 @@ class Pair:
     rejected_score: float
 
 
-def read_scored(path: Path, score: str = "score") -> list[Scored]:
-    """The rows of a CSV. UserError for a missing column, a score that is no number, and a dialogue that comes twice."""
-    wanted = {"persona_id", "prompt", "dialogue_id", "dialogue", score}
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        if missing := wanted - set(reader.fieldnames or ()):
-            raise UserError(f"{path.name} has no column {sorted(missing)[0]}; it has {', '.join(reader.fieldnames or ())}.")
-        rows, seen = [], set()
-        for row in reader:
-            try:
-                value = float(row[score])
-            except (TypeError, ValueError):
-                value = math.nan
-            if not math.isfinite(value):
-                raise UserError(f"{path.name} line {reader.line_num}: {score} is {row[score]!r}, not a number; leave unrated dialogues out.")
-            if row["dialogue_id"] in seen:
-                raise UserError(f"{path.name} line {reader.line_num}: dialogue {row['dialogue_id']} comes twice.")
-            seen.add(row["dialogue_id"])
-            rows.append(Scored(row["dialogue_id"], row["persona_id"], row["prompt"], row["dialogue"], row.get("model") or "", value))
-    return rows
+def read_scored(path: Path, score: str = "score", with_problems: bool = False) -> tuple[list[Scored], Counter]:
+    """(the usable rows of a CSV, how many are left out and why): dialogues without a score, and (unless wanted) those with swapped roles or a missing
+    speaker, whose score is another speaker's. UserError for a missing column, a score that is no number, and a dialogue that comes twice."""
+    rows, seen, out = [], set(), Counter()
+    for row in read_table(path, ("persona_id", "prompt", "dialogue_id", "dialogue", score)):
+        if row["dialogue_id"] in seen:
+            raise UserError(f"{path.name}: dialogue {row['dialogue_id']} comes twice.")
+        seen.add(row["dialogue_id"])
+        if not row[score].strip() or row.get("problems") and not with_problems:
+            out["no score" if not row[score].strip() else row["problems"]] += 1
+            continue
+        try:
+            value = float(row[score])
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise UserError(f"{path.name}, dialogue {row['dialogue_id']}: {score} is {row[score]!r}, not a number.")
+        rows.append(Scored(row["dialogue_id"], row["persona_id"], row["prompt"], row["dialogue"], row.get("model") or "", value, int(row.get("valid_ratings") or 1)))
+    return rows, out
 
 
 def draw(seed: int, *names: str) -> float:
@@ -105,9 +104,9 @@ def build_pairs(rows: Sequence[Scored], min_margin: float = 0.5, cap: int = 0, s
     """(the pairs, how many were left out by which rule). Margins must exceed `min_margin` standard deviations of all scores.
 
     cap: at most this many pairs of a persona, chosen by (seed, pair) alone. same_generator: both sides by one model, so that what is learnt is no
-    model's house style. noise_sd: the spread of a score when the same dialogue is judged again; the difference of two scores then has sqrt(2) times
-    that, and must be beyond what noise does in 95 of 100 cases. length_balanced: as many pairs whose chosen side is the longer one as the shorter,
-    in every band of length ratios. ValueError with fewer than two rows or no spread.
+    model's house style. noise_sd: the spread of a score when the same dialogue is judged once more; a mean of k ratings has 1 / sqrt(k) of it, and a
+    difference must be beyond what noise does in 95 of 100 cases. length_balanced, the last rule: as many pairs whose chosen side is the longer one as
+    the shorter, in every band of length ratios. ValueError with fewer than two rows or no spread.
     """
     sd = statistics.stdev(row.score for row in rows)
     if not sd:
@@ -124,10 +123,9 @@ def build_pairs(rows: Sequence[Scored], min_margin: float = 0.5, cap: int = 0, s
         pairs = keep(pairs, "two generators", [p.chosen_generator == p.rejected_generator for p in pairs])
     pairs = keep(pairs, f"margin up to {min_margin:g} sd", [p.margin > min_margin for p in pairs])
     if noise_sd:
-        least = SURE * math.sqrt(2) * noise_sd / sd
-        pairs = keep(pairs, f"margin up to {least:.2f} sd, which may be the judge's noise", [p.margin > least for p in pairs])
-    if length_balanced:
-        pairs = keep(pairs, "length balance", balanced(pairs, seed))
+        of = {row.dialogue_id: row.ratings for row in rows}
+        noise = [noise_sd * math.sqrt(1 / of[p.chosen_id] + 1 / of[p.rejected_id]) for p in pairs]
+        pairs = keep(pairs, "a difference that may be the judge's noise", [p.chosen_score - p.rejected_score > SURE * sigma for p, sigma in zip(pairs, noise)])
     if cap:
         ranks: Counter = Counter()
         chosen = set()
@@ -136,6 +134,8 @@ def build_pairs(rows: Sequence[Scored], min_margin: float = 0.5, cap: int = 0, s
             if ranks[pair.persona_id] <= cap:
                 chosen.add(pair.id)
         pairs = keep(pairs, f"more than {cap} of a persona", [p.id in chosen for p in pairs])
+    if length_balanced:
+        pairs = keep(pairs, "length balance", balanced(pairs, seed))
     return sorted(pairs, key=lambda p: (p.persona_id, p.id)), out
 
 
@@ -169,9 +169,10 @@ def report(rows: Sequence[Scored], pairs: Sequence[Pair], out: Counter, noise_sd
              "chosen_is_shorter_share": float((ratios < 0).mean()) if pairs else None, "median_words_chosen_over_rejected": float(np.exp(np.median(ratios))) if pairs else None,
              "same_generator_share": float(np.mean([p.chosen_generator == p.rejected_generator for p in pairs])) if pairs else None,
              "chosen_by_generator": dict(Counter(p.chosen_generator for p in pairs).most_common()), "rejected_by_generator": dict(Counter(p.rejected_generator for p in pairs).most_common())}
-    if noise_sd and pairs:  # P(a second rating of both turns the order round), differences normal
-        gaps = np.array([p.chosen_score - p.rejected_score for p in pairs])
-        found["expected_share_turned_by_noise"] = float(np.mean([0.5 * math.erfc(gap / (2 * noise_sd)) for gap in gaps]))
+    if noise_sd and pairs:  # P(the true order is the other one) of normal noise, every true difference being as likely as any other
+        of = {row.dialogue_id: row.ratings for row in rows}
+        sigmas = [noise_sd * math.sqrt(1 / of[p.chosen_id] + 1 / of[p.rejected_id]) for p in pairs]
+        found["expected_share_turned_by_noise"] = float(np.mean([0.5 * math.erfc((p.chosen_score - p.rejected_score) / (sigma * math.sqrt(2))) for p, sigma in zip(pairs, sigmas)]))
     return found
 
 
@@ -180,7 +181,7 @@ def audit(path: Path, argv: Sequence[str]) -> dict:
     from model import find_folder
     config = load_config(list(argv))
     tokenizer, block = load_chat_tokenizer(find_folder(config.model.init_from)), config.model.block_size
-    pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    pairs = read_lines(path, ("prompt", "chosen", "rejected"))
     prompts = [len(ids) for ids, _ in tokenizer.encode_conversations([[{"role": "user", "content": p["prompt"]}] for p in pairs])]
     longer = [max(map(len, tokenizer.encode_responses([p["chosen"], p["rejected"]]))) for p in pairs]
     total = np.array(prompts) + np.array(longer)
@@ -206,17 +207,18 @@ def main(argv: list[str]) -> None:
     a.add_argument("--cap", type=int, default=0, help="most pairs of a persona; 0 = all")
     a.add_argument("--same-generator", action="store_true")
     a.add_argument("--length-balanced", action="store_true")
-    a.add_argument("--noise-sd", type=float, default=0.0, help="spread of a score over repeated judging of one dialogue (judging reports it)")
+    a.add_argument("--noise-sd", type=float, default=0.0, help="spread of a score over repeated judging of one dialogue (judging reports it as within_sd)")
+    a.add_argument("--with-problems", action="store_true", help="dialogues with swapped roles or a missing speaker as well")
     a.add_argument("--seed", type=int, default=0)
     a = a.parse_args(argv)
-    rows = read_scored(a.scored, a.score)
+    rows, unusable = read_scored(a.scored, a.score, a.with_problems)
     if len({row.score for row in rows}) < 2:
         raise UserError(f"{a.scored} needs at least two different scores.")
     pairs, out = build_pairs(rows, a.min_margin, a.cap, a.same_generator, a.length_balanced, a.noise_sd, a.seed)
     if not pairs:
         raise UserError(f"no pair is left ({'; '.join(f'{n} out by {rule}' for rule, n in out.items())}): lower --min-margin.")
     write_lines(a.to, map(asdict, pairs))
-    found = report(rows, pairs, out, a.noise_sd)
+    found = report(rows, pairs, out, a.noise_sd) | {"dialogues_left_out": dict(unusable)}
     a.to.with_suffix(".report.json").write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found, indent=1))
 

@@ -34,18 +34,22 @@ def open_store(path: Path, plan: Mapping[str, Any] | None = None) -> sqlite3.Con
 
     The plan is what decides which model writes which dialogue: to change it half-way would leave a store that no single run can make.
     """
-    if plan is None and not path.exists():
-        raise UserError(f"{path} does not exist.")
+    if plan is None:
+        try:
+            db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+            db.execute("SELECT persona_id FROM dialogues LIMIT 1")
+        except sqlite3.Error as error:
+            raise UserError(f"{path} cannot be read as a store ({error}).") from None
+        return db
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         db = sqlite3.connect(path, timeout=60, isolation_level=None)
         db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;" + TABLES)
-        if plan is not None:
-            db.execute("INSERT OR IGNORE INTO plan VALUES (1, ?)", (json.dumps(plan, sort_keys=True),))
-            kept, asked = json.loads(db.execute("SELECT settings FROM plan").fetchone()[0]), json.loads(json.dumps(plan))
+        db.execute("INSERT OR IGNORE INTO plan VALUES (1, ?)", (json.dumps(plan, sort_keys=True),))
+        kept, asked = json.loads(db.execute("SELECT settings FROM plan").fetchone()[0]), json.loads(json.dumps(plan))
     except sqlite3.DatabaseError as error:
         raise UserError(f"{path} cannot be used as a store ({error}).") from None
-    if plan is not None and kept != asked:
+    if kept != asked:
         name = next(name for name in sorted({*kept, *asked}) if kept.get(name) != asked.get(name))
         raise UserError(f"{path} was begun with {name} = {kept.get(name)}, not {asked.get(name)}: give the same, or another --to.")
     return db
@@ -100,6 +104,28 @@ def prompts(db: sqlite3.Connection, split: str = "") -> list[dict[str, str]]:
 
 # ---- files, all or nothing ------------------------------------------------------------------------------------------------
 
+def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV with a header. UserError for a file that is none, a missing column, a row with more or fewer cells, and no rows."""
+    usual = csv.field_size_limit(1 << 30)  # Python's own limit, 131,072 characters, is less than a long dialogue's file may hold
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
+                raise UserError(f"{path.name} has no column {missing[0]}; it has {', '.join(reader.fieldnames or ()) or 'none'}.")
+            rows = []
+            for row in reader:
+                if None in row or None in row.values():
+                    raise UserError(f"{path.name} line {reader.line_num}: {'more' if None in row else 'fewer'} cells than the first line has columns.")
+                rows.append(row)
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no table in UTF-8 ({error}).") from None
+    finally:
+        csv.field_size_limit(usual)
+    if not rows:
+        raise UserError(f"{path.name} has no rows.")
+    return rows
+
+
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Rows with equal keys as CSV."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -123,7 +149,7 @@ def read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
     """JSON objects, one a line. UserError for a line that is none or lacks one of the `needed` keys, and for a file without lines."""
     rows = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would also cut inside a text, at U+2028
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from None
     for number, line in enumerate(lines, 1):

@@ -116,7 +116,8 @@ def read_votes(path: Path) -> Votes:
                                         LEVELS[label[n]], minutes_between(cell["timestamp_start"], cell["timestamp_end"]), (words_a, words_b), (turns_a, turns_b)))
     found.counts["used"] = len(found.votes)
     if len(found.votes) < 2:
-        raise UserError(f"{path} has {len(found.votes)} completed and rated session(s): nothing can be compared.")
+        why = "; ".join(sorted(set(map(str, found.not_used.values())))[:3])
+        raise UserError(f"{path} has {len(found.votes)} completed and rated session(s) that can be used: nothing can be compared" + (f" ({why})." if why else "."))
     _warn(found, rows)
     return found
 

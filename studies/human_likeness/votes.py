@@ -118,12 +118,24 @@ def bradley_terry(t: Table) -> list[dict]:
         x, weights = np.concatenate(columns, axis=1), t.weights[t.main][:, use]
         fits = [ranking.logistic(x, t.hard[use], w, [1e-9] * x.shape[1]) for w in (np.ones((1, use.sum())), weights)]
         fits = [np.where(np.abs(fit).max(axis=1, keepdims=True) < 15, fit, np.nan) for fit in fits]  # beyond: no finite maximum
+        # and where some models never meet the others the ridge alone would say how they compare
+        joined = [~np.isnan(ranking.bradley_terry(wins_of(t, use, w))).any(axis=-1, keepdims=True) for w in (np.ones((1, use.sum())), weights)]
+        fits = [np.where(fine, fit, np.nan) for fine, fit in zip(joined, fits)]
         strength = [np.pad(fit[:, :k - 1], ((0, 0), (0, 1))) for fit in fits]
         value, drawn = (START + ELO * (s - s.mean(axis=1, keepdims=True)) + 0 * fit[:, :1] for s, fit in zip(strength, fits))
         rows.append({"terms": list(extra), "votes": int(use.sum()),
                      "strengths": {model: t.interval(value[0, m], drawn[:, m]) for m, model in enumerate(t.models)},
                      "coefficients": {name: t.interval(fits[0][0, k - 1 + j], fits[1][:, k - 1 + j]) for j, name in enumerate(extra)}})
     return rows
+
+
+def wins_of(t: Table, use: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[r, k, k]: how often i beat j in each of r resamples (weights [r, votes used]), a tie half a win each."""
+    left, right, score, k = t.left[use], t.right[use], t.hard[use], len(t.models)
+    one_hot = np.zeros((len(left), k * k))
+    np.add.at(one_hot, (np.arange(len(left)), left * k + right), score)
+    np.add.at(one_hot, (np.arange(len(left)), right * k + left), 1 - score)
+    return (weights @ one_hot).reshape(-1, k, k)
 
 
 def davidson(t: Table) -> dict:
