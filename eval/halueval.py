@@ -23,6 +23,7 @@ from chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from data.sources import Part, content, parse_object, read_lines
 from data.store import PairStore, StoreWriter, write_json
 from eval import llm_judge, qa_report, stats, tables
+from eval.choices import own_template, start_token
 from eval.grounding import Entailment, LLMJudge
 from eval.qa_report import Item, Tools
 from eval.similarity import Encoder
@@ -82,13 +83,22 @@ def open_model(name: str, adapter: str) -> tuple[CausalLM, ChatTokenizer, dict]:
         merge(model)
     facts = {"model": name, "adapter": adapter or None, "weights": weights_hash(folder), "adapter_weights": weights_hash(Path(adapter)) if adapter else None,
              "device": kind, "dtype": dtype}
-    return model.to(kind).eval(), load_chat_tokenizer(folder), facts
+    tok = load_chat_tokenizer(folder)
+    start, template = start_of(folder, tok)
+    return model.to(kind).eval(), tok, facts | {"start": start, "template": template}
 
 
-def prompt_ids(tok: ChatTokenizer, style: str, texts: Sequence[str], system: str = "", plain_end: str = "\n\nAnswer:") -> list[list[int]]:
-    """Ids of prompts, with the start token exactly once where the family has one. UserError when the template refuses a message."""
+def start_of(folder: Path, tok: ChatTokenizer) -> tuple[list[int], str]:
+    """(the start token's id in a list, empty for families without one; whose chat template `tok` uses), by the rule of eval/choices.py."""
+    given = own_template(folder)
+    return start_token(tok.hf, given)[0], "the tokenizer's own" if given else "nanopref's Human/Assistant layout (the tokenizer has none)"
+
+
+def prompt_ids(tok: ChatTokenizer, style: str, texts: Sequence[str], start: Sequence[int], system: str = "", plain_end: str = "\n\nAnswer:") -> list[list[int]]:
+    """Ids of prompts, with the start token exactly once where the family has one: `start` in plain text (`start_of`), a template's own otherwise.
+    UserError when the template refuses a message."""
     if style == "plain":
-        return [([] if tok.bos_id is None else [tok.bos_id]) + tok.encode(text + plain_end) for text in texts]
+        return [[*start, *tok.encode(text + plain_end)] for text in texts]
     messages = [([{"role": "system", "content": system}] if style == "terse" and system else []) + [{"role": "user", "content": text}] for text in texts]
     found = tok.encode_conversations(messages)
     for result in found:
@@ -144,7 +154,7 @@ def yes_and_no(tok: ChatTokenizer, style: str) -> list[list[int]]:
     return [row[len(tail):] for row in rows]
 
 
-def discriminate(model: CausalLM, tok: ChatTokenizer, items: Sequence[Item], style: str, seed: int) -> tuple[dict, np.ndarray]:
+def discriminate(model: CausalLM, tok: ChatTokenizer, items: Sequence[Item], style: str, seed: int, start: Sequence[int]) -> tuple[dict, np.ndarray]:
     """HaluEval's own task: is this answer made up? log P(Yes) - log P(No) of both answers of each question [n, 2] (right, invented), NaN where
     one of the two prompts does not fit the model.
 
@@ -154,7 +164,7 @@ def discriminate(model: CausalLM, tok: ChatTokenizer, items: Sequence[Item], sty
     words = yes_and_no(tok, style)
     knowledge = [item.knowledge for item in items for _ in range(2)]
     shown = [text for item in items for text in (item.golds[0], item.hallucinated)]
-    prompts, shortened = fit(lambda texts: prompt_ids(tok, style, texts),
+    prompts, shortened = fit(lambda texts: prompt_ids(tok, style, texts, start),
                              lambda i, known: DETECT.format(knowledge=known, question=items[i // 2].question.strip(), answer=shown[i]),
                              knowledge, model.config.block_size - sum(map(len, words)))
     asked = [i for i in range(len(items)) if None not in prompts[2 * i:2 * i + 2]]
@@ -261,7 +271,7 @@ def ask(a: argparse.Namespace, items: Sequence[Item], keep: Path) -> tuple[list[
     """What needs the model: answers [seeds][n], whose knowledge was shortened, the discrimination task and its values, facts. The answers are written
     to `keep` at once: a judge that fails later costs no second run."""
     model, tok, facts = open_model(a.model, a.adapter)
-    prompts, shortened = fit(lambda texts: prompt_ids(tok, a.prompt, texts, TERSE),
+    prompts, shortened = fit(lambda texts: prompt_ids(tok, a.prompt, texts, facts["start"], TERSE),
                              lambda i, known: QUESTION.format(knowledge=known, question=items[i].question.strip()),
                              [item.knowledge for item in items], model.config.block_size - a.max_new_tokens)
     if None in prompts:
@@ -269,7 +279,7 @@ def ask(a: argparse.Namespace, items: Sequence[Item], keep: Path) -> tuple[list[
                         "lower --max-new-tokens.")
     answers = answer(model, tok, prompts, a.prompt, a)
     qa_report.write_details(keep, items, answers, shortened, {}, None)
-    found, gap = discriminate(model, tok, items, a.prompt, a.seed) if a.discriminate else (None, None)
+    found, gap = discriminate(model, tok, items, a.prompt, a.seed, facts["start"]) if a.discriminate else (None, None)
     return answers, shortened, found, gap, facts | {"knowledge_shortened": sum(shortened)}
 
 
@@ -286,7 +296,7 @@ def main(argv: list[str]) -> None:
     answers, shortened, found, gap, facts, note = [], [False] * len(items), None, None, {}, SANITY_NOTE
     if a.model:  # 1. what the model says, or said
         answers, shortened, found, gap, facts = ask(a, items, details)
-        note = f"Answers of {name} ({facts['dtype']} on {facts['device']}); prompt: {PROMPTS[a.prompt]}."
+        note = f"Answers of {name} ({facts['dtype']} on {facts['device']}); prompt: {PROMPTS[a.prompt]}" + (f"; template: {facts['template']}." if a.prompt != "plain" else ".")
     elif a.answers:
         answers, note = qa_report.read_answers(a.answers, items), f"Answers from {a.answers.name}."
         facts = {"answers": {"file": a.answers.name, "sha256": file_hash(a.answers)}}

@@ -84,7 +84,8 @@ def measure(items: Sequence[Item], answers: Sequence[str | None], tools: Tools) 
     text has no embedding). An empty answer is an answer: it matches nothing and is not supported."""
     there = [i for i, answer in enumerate(answers) if answer is not None]
     kept, said = [items[i] for i in there], [answers[i] for i in there]
-    found = {key: np.array([score(a, item.golds) for a, item in zip(said, kept)]) for key, score in TEXT_METRICS.items() if not lacking(tools).get(key)}
+    # a gold such as "A" normalises to nothing, which an empty answer would equal
+    found = {key: np.array([score(a, item.golds) if a.strip() else 0.0 for a, item in zip(said, kept)]) for key, score in TEXT_METRICS.items() if not lacking(tools).get(key)}
     questions, knowledge = [item.question for item in kept], [item.knowledge for item in kept]
     found |= {"overlap": overlap(knowledge, said), "words": np.array([float(qa_metrics.word_count(a)) for a in said])}
     if tools.entailment:

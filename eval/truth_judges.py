@@ -48,7 +48,7 @@ def by_checkpoint(folder: Path, kind: str, questions: Sequence[str], answers: Se
     mass = float(np.mean(np.exp(yes) + np.exp(no)))
     if mass < LEAST_MASS:
         raise UserError(f'{folder.name} puts {mass:.2g} of its probability on " yes" and " no": it is no {kind} judge of the published kind.')
-    return {"prob": 1 / (1 + np.exp(no - yes)), "logp_yes": yes, "logp_no": no}
+    return {"prob": 1 / (1 + np.exp(no - yes)), "logp_yes": yes, "logp_no": no, "shortened": reader.cut}
 
 
 def by_llm(client: ChatClient, kind: str, questions: Sequence[str], answers: Sequence[str], references: Sequence[tuple[Sequence[str], Sequence[str]]]) -> np.ndarray:
@@ -76,7 +76,7 @@ def judge(rows: list[dict], items: Sequence, judges: dict[str, Path | ChatClient
     for kind, key in (("truth", "is_truthful"), ("info", "is_informative")):
         if isinstance(judges[kind], Path):
             found = by_checkpoint(judges[kind], kind, questions, answers, device, batch)
-            by[kind] = {"checkpoint": judges[kind].name, "weights": weights_hash(judges[kind])}
+            by[kind] = {"checkpoint": judges[kind].name, "weights": weights_hash(judges[kind]), "prompts_shortened": found["shortened"]}
             for row, prob, yes, no in zip(rows, found["prob"], found["logp_yes"], found["logp_no"]):
                 row |= {key: float(prob > 0.5), f"{kind}_prob": float(prob), f"{kind}_logp_yes": float(yes), f"{kind}_logp_no": float(no)}
         elif judges[kind]:

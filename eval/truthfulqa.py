@@ -369,8 +369,9 @@ def notes(metrics: dict) -> str:
     found = ""
     if metrics["answers_encoded_alone"]:
         found += f"Answers encoded on their own, because a token would have crossed the border to the prompt: {metrics['answers_encoded_alone']}.\n"
-    if metrics["prompts_shortened"]["multiple_choice"]:
-        found += f"Questions whose prompt was longer than the model's positions and lost its beginning: {metrics['prompts_shortened']['multiple_choice']}.\n"
+    for part, n in metrics["prompts_shortened"].items():
+        if n:
+            found += f"Questions whose prompt was longer than the model's positions and lost its beginning ({part.replace('_', ' ')}): {n}.\n"
     return found
 
 

@@ -310,19 +310,24 @@ def test_overlap_is_a_baseline_of_words():
 @pytest.mark.parametrize("style", halueval.PROMPTS)
 def test_prompts_hold_the_question_and_one_start_token(lm, style):
     tok = load_chat_tokenizer(lm)
-    ids = halueval.prompt_ids(tok, style, ["Context: k\n\nQuestion: who <s>?"], halueval.TERSE)[0]
+    ids = halueval.prompt_ids(tok, style, ["Context: k\n\nQuestion: who <s>?"], halueval.start_of(lm, tok)[0], halueval.TERSE)[0]
     assert ids[0] == tok.bos_id and ids.count(tok.bos_id) == 1  # the typed one is text
     assert "Question: who <s>?" in tok.decode(ids) and (halueval.TERSE in tok.decode(ids)) == (style == "terse")
     yes, no = halueval.yes_and_no(tok, style)
     assert tok.decode(yes).strip() == "Yes" and tok.decode(no).strip() == "No" and tok.eot_id not in yes + no
 
 
+def test_an_empty_answer_matches_nothing_even_where_the_gold_normalises_to_nothing():
+    found = qa_report.measure([Item(0, "Which letter?", "k", ("A",), "B")], [""], qa_report.Tools())
+    assert all(found[key][0] == 0 for key in ("exact_match", "f1", "alias_match", "contained"))
+
+
 def test_a_long_knowledge_loses_its_end_and_the_question_nothing(lm):
     tok, known = load_chat_tokenizer(lm), ["short", "word " * 200]
-    ids, shortened = halueval.fit(lambda texts: halueval.prompt_ids(tok, "plain", texts), lambda i, k: f"Context: {k}\n\nQuestion: who?", known, 120)
+    ids, shortened = halueval.fit(lambda texts: halueval.prompt_ids(tok, "plain", texts, [tok.bos_id]), lambda i, k: f"Context: {k}\n\nQuestion: who?", known, 120)
     assert shortened == [False, True] and len(ids[1]) <= 120 and len(ids[1]) > 120 - len(" word") - 1
     assert tok.decode(ids[1]).endswith("Question: who?\n\nAnswer:") and "Context: word word" in tok.decode(ids[1])
-    assert halueval.fit(lambda texts: halueval.prompt_ids(tok, "plain", texts), lambda i, k: f"Context: {k}\n\nQuestion: who?", known, 30)[0] == [None, None]
+    assert halueval.fit(lambda texts: halueval.prompt_ids(tok, "plain", texts, [tok.bos_id]), lambda i, k: f"Context: {k}\n\nQuestion: who?", known, 30)[0] == [None, None]
 
 
 def test_an_answer_ends_where_the_model_writes_on(lm):
@@ -334,11 +339,11 @@ def test_an_answer_ends_where_the_model_writes_on(lm):
 @pytest.mark.parametrize("style", ["plain", "chat"])
 def test_discrimination_is_log_p_of_yes_minus_no(lm, style):
     model, tok = load_causal_lm(lm, 512, dtype=torch.float32), load_chat_tokenizer(lm)
-    found, gap = halueval.discriminate(model, tok, ITEMS[:3], style, 0)
+    found, gap = halueval.discriminate(model, tok, ITEMS[:3], style, 0, [tok.bos_id])
     yes, no = halueval.yes_and_no(tok, style)
     for item, row in zip(ITEMS, gap):
         for shown, value in zip((item.golds[0], item.hallucinated), row):
-            ids = halueval.prompt_ids(tok, style, [halueval.DETECT.format(knowledge=item.knowledge, question=item.question, answer=shown)])[0]
+            ids = halueval.prompt_ids(tok, style, [halueval.DETECT.format(knowledge=item.knowledge, question=item.question, answer=shown)], [tok.bos_id])[0]
             assert value == pytest.approx((model.own_logps(ids, yes).sum() - model.own_logps(ids, no).sum()).item(), abs=1e-3)
     right, invented = (gap[:, 0] <= 0).mean(), (gap[:, 1] > 0).mean()
     assert found["balanced_accuracy"]["value"] == pytest.approx((right + invented) / 2)
@@ -405,7 +410,7 @@ def test_answers_that_are_there_are_scored_as_when_they_were_new(lm, data, nli, 
 
 def test_a_question_that_does_not_fit_the_model_is_left_out_and_counted(lm):
     model, tok = load_causal_lm(lm, 512, dtype=torch.float32), load_chat_tokenizer(lm)
-    found, gap = halueval.discriminate(model, tok, [ITEMS[0], Item(2, "who?", "k", ("r",), "long " * 120)], "plain", 0)
+    found, gap = halueval.discriminate(model, tok, [ITEMS[0], Item(2, "who?", "k", ("r",), "long " * 120)], "plain", 0, [tok.bos_id])
     assert found["questions_that_do_not_fit"] == 1 and np.isnan(gap[1]).all() and found["right_kept"]["n"] == 1
 
 
