@@ -11,4 +11,4 @@ scale = {"parallel": "ddp", "checkpointing": True, "optimizer": "adamw"}
 data = {"source": "human_likeness_pairs.jsonl", "tokenizer": "chat", "val_fraction": 0.05, "test_fraction": 0.05}
 dpo = {"objective": "dpo", "beta": 0.1, "epochs": 10.0, "batch": 128, "micro_tokens": 8192, "lr": 5e-5, "schedule": "linear", "min_lr": 0.0, "warmup": 0.1,
        "weight_decay": 0.0, "beta1": 0.9, "beta2": 0.999, "grad_clip": 1.0, "eval_every": 50, "save_every": 50, "log_every": 1, "watch_prompts": 0}
-eval = {"max_new_tokens": 1024, "temperature": 1.0, "batch_size": 32}
+eval = {"max_new_tokens": 1536, "temperature": 1.0, "batch_size": 32}

@@ -360,7 +360,7 @@ def test_the_page_of_planted_results_reads_what_is_there(tmp_path):
                                                           "not_measured": [{"metric": "entailed", "reason": "no folder"}]}}.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(content))
-    figures = {"hallucination": 20.0, "chosen_drift": 0.5, "tasks": 90.0}
+    figures = {"hallucination": 20.0, "right": 60.0, "chosen_drift_answers": 0.5, "tasks": 90.0, "needless": 5.0, "abstention": 40.0}
     rows = [{"condition": condition, "seed": seed, "figures": {key: value + seed % 2 - (8 + seed if condition == "DPO, shuffled" else 0) for key, value in figures.items()}}
             for condition in ("SFT, the start", "DPO, shuffled", "DPO, easy first") for seed in range(5)]
     (tmp_path / "toy").mkdir()

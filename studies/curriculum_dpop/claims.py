@@ -241,7 +241,7 @@ def plumbing_blocks(results: Path) -> list[tuple]:
         missing += [f"{run}, {name}: {why}" for name, why in lost]
     blocks: list[tuple] = [("heading", "Our own runs"), ("text", WHY_NOT)]
     if rows:
-        blocks += [("text", "What was run here shows that the evaluations work from end to end on the whole sets, with a model far too small to know any answer."),
+        blocks += [("text", "What was run here shows that the evaluations work from end to end, on all of TruthfulQA and the first 1,000 questions of HaluEval, with a model far too small to know any answer."),
                    ("table", ["run", "figure", "value", "n"], rows)]
     blocks += [("text", "Not measured: " + "; ".join(missing) + ".")] if missing else []
     harness = read(results / "truthfulqa" / "harness.json")
