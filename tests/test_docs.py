@@ -50,7 +50,7 @@ def broken(text: str, folder: str = "docs") -> list[str]:
         if _type_of(f"{section}.{name}") is None and f"{section}/{name}.py" not in modules and not any(n.split(".")[-1] == name for m in modules for n in names(m)):
             wrong.append(f"{section}.{name}")
     for path in re.findall(r"(?<![\w/.])((?:[\w-]+/)*[\w-]+\.py|(?:results|bench|data|eval|runtime|tests|configs|docs)/[\w./-]*\w)", text):
-        bare = [] if "/" in path else list(ROOT.glob(f"[!.]*/{path}"))  # a file may be named without its folder
+        bare = [] if "/" in path else [*ROOT.glob(f"[!.]*/{path}"), *(ROOT / folder).glob(path)]  # a file may be named without its folder
         if not path.startswith(MADE) and not (ROOT / path).exists() and not bare:
             wrong.append(path)
     for command in re.findall(r"python -m ([\w.]+)", text):
