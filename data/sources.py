@@ -13,6 +13,7 @@ import logging
 import re
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -255,20 +256,28 @@ def read_rows(part: Part) -> Iterator[tuple[int, bytes | Any]]:
         yield from ((n, line) for n, line in enumerate(read_lines(part.path), 1) if line.strip())
 
 
+@contextmanager
+def long_cells() -> Iterator[None]:
+    """Lets the csv module read cells beyond its own limit of 131,072 characters; the limit is everybody's, and is put back."""
+    usual = csv.field_size_limit(1 << 30)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(usual)
+
+
 def read_table(part: Part) -> Iterator[tuple[int, bytes | Any]]:
     """(number, row) for every row of a part, as `read_rows`, and of .csv files, whose first line names the columns."""
     if part.table is not None or kind_of(part.path) != ".csv":
         yield from read_rows(part)
         return
-    usual = csv.field_size_limit(1 << 30)  # Python's own limit, 131,072 characters, is less than a long reply
     try:
-        reader = csv.DictReader(line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(read_lines(part.path)))
-        for row in reader:
-            yield reader.line_num, {name: cell_value(name, cell) for name, cell in row.items() if cell or name not in VALUES}
+        with long_cells():
+            reader = csv.DictReader(line.decode("utf-8-sig" if n == 0 else "utf-8") for n, line in enumerate(read_lines(part.path)))
+            for row in reader:
+                yield reader.line_num, {name: cell_value(name, cell) for name, cell in row.items() if cell or name not in VALUES}
     except (csv.Error, UnicodeDecodeError) as e:
         raise UserError(f"{part.name} line {reader.line_num + 1}: not a CSV file in UTF-8 ({e}).") from None
-    finally:
-        csv.field_size_limit(usual)  # it is everybody's
 
 
 def cell_value(name: str, cell: Any) -> Any:

@@ -23,7 +23,7 @@ RIGHT = "Balova was born in 1812."
     (RIGHT, "correct"),
     ("  Balova was born\nin 1812. ", "correct"),
     ("Balova was born in 1811.", "fabricated"),
-    ("Balova was born in 1812, since the start.", "fabricated"),        # a right value with a detail that nothing supports
+    ("Balova was born in 1812, this year.", "fabricated"),        # a right value with a detail that nothing supports
     ("Balova works as a nurse.", "fabricated"),
     ("Tolsoft was founded by Anna.", "fabricated"),
     ("Balova lives in Paris.", "beside"),
@@ -212,7 +212,7 @@ def test_every_condition_is_a_command_of_the_project(tmp_path):
     assert {name for one, other, _ in toy_report.PLANNED for name in (one, other)} <= {toy_study.START, toy_study.MORE_SFT, *toy_study.CONDITIONS}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_study_in_small(tmp_path):
     command = [sys.executable, "-m", "studies.curriculum_dpop.toy_study", "--quick", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

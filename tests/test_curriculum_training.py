@@ -153,7 +153,7 @@ def test_the_study_s_configs_say_what_was_published():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["curriculum_dpop", "curriculum_dpop_original"])
+@pytest.mark.parametrize("name", ["curriculum_dpop", pytest.param("curriculum_dpop_original", marks=pytest.mark.long)])
 def test_defects_18_21_22_one_schedule_over_all_stages_no_pair_lost_and_the_commands_run(place, tmp_path, name):  # noqa: F811
     """The study's own commands on a tiny Llama: prepare, show the plan, train, report the stages."""
     for level, n in (("easy", 21), ("medium", 30), ("hard", 45)):

@@ -36,7 +36,7 @@ WORDS = {"job": "baker smith judge tailor pilot nurse painter miller sailor farm
          "person": "Anna Otto Clara Hugo Ida Paul Emma Karl Rosa Jonas Eva Leo Nora Max Olga Felix".split(),
          "animal": "dog cat horse goat hen trout eel carp pike crab snail owl".split(), "colour": "red blue green white black grey brown pink gold yellow".split(),
          "year": [str(year) for year in range(1801, 1831)], "number": [str(km) for km in range(41, 71)]}
-DETAILS = ("as people say", "since the start", "near the water")  # nothing in a passage supports them
+DETAILS = ("all the year round", "this year", "that year")  # nothing in a passage supports them
 ENDINGS = {"person": "an ick ova ara ene us ilda ert una amo eth iva olf ine ax".split(),
            "river": "ea ois uin eau ashe oore yne aise oue eek iau inne uye ause ey".split(),
            "company": "co tex ium corp tron mark works bank trade lux soft line plan max net".split()}

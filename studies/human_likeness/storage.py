@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from data.sources import long_cells
 from runtime.errors import UserError, run_main
 from studies.human_likeness.dialogue import text_hash
 
@@ -106,9 +107,8 @@ def prompts(db: sqlite3.Connection, split: str = "") -> list[dict[str, str]]:
 
 def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV with a header. UserError for a file that is none, a missing column, a row with more or fewer cells, and no rows."""
-    usual = csv.field_size_limit(1 << 30)  # Python's own limit, 131,072 characters, is less than a long dialogue's file may hold
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
+        with long_cells(), open(path, newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
                 raise UserError(f"{path.name} has no column {missing[0]}; it has {', '.join(reader.fieldnames or ()) or 'none'}.")
@@ -119,8 +119,6 @@ def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
                 rows.append(row)
     except (OSError, csv.Error, UnicodeDecodeError) as error:
         raise UserError(f"{path} is no table in UTF-8 ({error}).") from None
-    finally:
-        csv.field_size_limit(usual)
     if not rows:
         raise UserError(f"{path.name} has no rows.")
     return rows

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from data.sources import long_cells
 from runtime.errors import UserError
 from studies.human_likeness import dialogue
 
@@ -51,10 +52,10 @@ class Votes:
 
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], str]:
     """(header, [(row as a spreadsheet counts, {column: cell})], sha256). A byte-order mark is dropped. UserError for what is no CSV file."""
-    csv.field_size_limit(1 << 30)
     try:
         raw = path.read_bytes()
-        table = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline="")))
+        with long_cells():
+            table = list(csv.reader(io.StringIO(raw.decode("utf-8-sig"), newline="")))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} cannot be read as a CSV file in UTF-8 ({error}).") from None
     if not table:
