@@ -59,8 +59,8 @@ def worlds() -> dict[str, toy.World]:
     return {split: toy.make_world(3, split) for split in toy.SPLITS}
 
 
-def test_every_chosen_is_true_and_every_rejected_false(worlds):
-    """Also a guard against fabrications as the chosen side (defect of the published files)."""
+def test_defect_03_every_chosen_is_true_and_every_rejected_false(worlds):
+    """The published files preferred one fabrication to another; here the judge reads every pair back."""
     rng, seen = Random(0), set()
     for level in toy.LEVELS:
         for _ in range(400):
@@ -97,7 +97,8 @@ def test_passages_state_what_they_say(worlds):
     rng = Random(2)
     for _ in range(300):
         passage = toy.draw_passage(rng, worlds["test"])
-        assert toy.stated_facts(passage.text) == {(passage.entity, attribute): value for attribute, value in passage.stated.items()} and 3 <= len(passage.stated) <= 5
+        assert toy.stated_facts(passage.text) == {(passage.entity, attribute): value for attribute, value in passage.stated.items()}
+        assert 3 <= len(passage.stated) <= 5
         for answerable in (True, False):
             asked = toy.draw_question(rng, passage, answerable)
             assert bool(asked.value) == answerable
@@ -140,7 +141,8 @@ def test_world_is_the_same_in_another_process(tmp_path):
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
     rows = [row for level in toy.LEVELS for row in read_rows(tmp_path / "a" / "rows" / f"dpo_pairs_{level}.jsonl")]
     lines = [json.loads(line) for line in (tmp_path / "a" / "pairs" / "train.jsonl").read_text().splitlines()]
-    assert [line["id"] for line in lines] == [row.id for row in rows] and all(line["chosen"].endswith(f"{toy_data.ASSISTANT} {row.chosen}") for line, row in zip(lines, rows))
+    assert [line["id"] for line in lines] == [row.id for row in rows]
+    assert all(line["chosen"].endswith(f"{toy_data.ASSISTANT} {row.chosen}") for line, row in zip(lines, rows))
 
 
 # ---- measuring and reporting ------------------------------------------------------------------------------------------------
@@ -149,11 +151,14 @@ def test_world_is_the_same_in_another_process(tmp_path):
 def test_shares_by_hand():
     verdicts = {"answerable": ["correct", "correct", "fabricated", "abstains", "malformed"], "unanswerable": ["abstains", "fabricated", "fabricated"],
                 "repeat": ["follows"], "reverse": ["fails"], "topic": ["follows", "fails"]}
-    found = toy_measure.shares([{"kind": kind, "verdict": verdict} for kind, listed in verdicts.items() for verdict in listed])
-    assert found["right"] == 100 * 3 / 8 and found["hallucination"] == 100 * 3 / 8 and found["of_formed"] == 100 * 3 / 7 and found["correct"] == 40 and found["needless"] == 20
+    found = toy_measure.shares([{"kind": kind, "verdict": verdict, "reply": "A, b." if verdict == "fabricated" else "A b."}
+                                for kind, listed in verdicts.items() for verdict in listed])
+    assert found["right"] == found["details"] == found["hallucination"] == 100 * 3 / 8
+    assert found["of_formed"] == 100 * 3 / 7 and found["correct"] == 40 and found["needless"] == 20
     assert found["on_answerable"] == 20 and found["on_unanswerable"] == pytest.approx(200 / 3) and found["abstention"] == pytest.approx(100 / 3)
     assert found["well_formed"] == 87.5 and found["tasks"] == 50 and found["repeat"] == 100 and found["reverse"] == 0
-    none = toy_measure.shares([{"kind": kind, "verdict": "malformed"} for kind in ("answerable", "unanswerable")] + [{"kind": k, "verdict": "fails"} for k in toy.TASKS])
+    none = toy_measure.shares([{"kind": kind, "verdict": "malformed", "reply": ""} for kind in ("answerable", "unanswerable")]
+                              + [{"kind": k, "verdict": "fails"} for k in toy.TASKS])
     assert none["of_formed"] is None and none["hallucination"] == 0  # nothing well formed: not measured, no score
 
 
@@ -213,6 +218,22 @@ def test_every_condition_is_a_command_of_the_project(tmp_path):
 
 
 @pytest.mark.long
+def test_the_committed_page_says_what_its_rows_and_verdicts_say():
+    folder = ROOT / "results" / "curriculum_dpop" / "toy"
+    rows, letters = ([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in ("rows", "verdicts"))
+    assert (folder / "table.md").read_text() == toy_report.page(rows)
+    assert len({row["seed"] for row in rows}) >= 5 and len(letters) == 2 * len(rows) == 2 * 8 * len({row["seed"] for row in rows})
+    some, none = (toy_data.SIZES["questions"][kind] for kind in ("answerable", "unanswerable"))
+    figures = {(row["condition"], row["seed"]): row["figures"] for row in rows}
+    for line in letters:
+        found, head = figures[line["condition"], line["seed"]], "" if line["temperature"] else toy_measure.GREEDY
+        first, second = line["verdicts"][:some], line["verdicts"][some:some + none]
+        assert found[head + "right"] == pytest.approx(100 * (first.count("C") + second.count("A")) / (some + none), abs=1e-3)
+        assert found[head + "hallucination"] == pytest.approx(100 * (first + second).count("F") / (some + none), abs=1e-3)
+        assert found[head + "tasks"] == pytest.approx(100 * line["verdicts"].count("+") / len(line["verdicts"][some + none:]), abs=1e-3)
+
+
+@pytest.mark.slow
 def test_the_whole_study_in_small(tmp_path):
     command = [sys.executable, "-m", "studies.curriculum_dpop.toy_study", "--quick", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)

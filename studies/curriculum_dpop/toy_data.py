@@ -22,7 +22,7 @@ from tokenizer import ASSISTANT, HUMAN
 # The sloppy writer of the SFT data
 P_FABRICATE, P_NEEDLESS = 0.25, 0.03  # of the answers that the passage gives: made up, withheld; the rest are right
 P_ABSTAIN = 0.2                       # of those that it does not give; the rest are made up
-P_UNANSWERABLE = 0.3                  # of all questions, in the SFT data, the pairs and the evaluation's draw alike
+P_UNANSWERABLE = 0.3                  # of the questions in the SFT data and in each level of the pairs
 P_TOPIC, P_WORDS = 0.1, 0.15          # of the SFT rows that are other tasks, about a passage and without one: see TASKS
 LESSON_TURNS, P_LESSON_TASKS = 3, 0.15  # facts asked for in a lesson, besides one that is not there; lessons that are other tasks
 # transcripts; pairs of each level; the evaluation's prompts
@@ -106,7 +106,8 @@ def draw_questions(rng: Random, world: World, sizes: dict[str, int]) -> list[dic
             else:
                 asked = draw_question(rng, draw_passage(rng, world), kind == "answerable")
                 context, question, expected = asked.passage.text, asked.text, true_answer(asked)
-            rows.append({"id": f"{kind}-{number}", "kind": kind, "context": context, "question": question, "expected": expected, "prompt": prompt_of(context, question)})
+            rows.append({"id": f"{kind}-{number}", "kind": kind, "context": context, "question": question, "expected": expected,
+                         "prompt": prompt_of(context, question)})
     return rows
 
 

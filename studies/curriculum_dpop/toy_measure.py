@@ -41,6 +41,7 @@ def shares(rows: Sequence[dict]) -> dict[str, float | None]:
     """The figures of the replies, in %; None where there is nothing to take a share of.
 
     right: answered right or, where the passage says nothing, withheld, of all questions: a model that only abstains is right in few.
+    details: something follows a comma, which no true answer has, well formed or not.
     hallucination: fabricated, of the replies to all questions; of_formed: of those that are well formed; on_answerable and
     on_unanswerable: of each kind's. abstention: of the unanswerable, needless: of the answerable. tasks: other tasks done as told.
     """
@@ -50,7 +51,9 @@ def shares(rows: Sequence[dict]) -> dict[str, float | None]:
     both = ("answerable", "unanswerable")
     formed = ("correct", "fabricated", "beside", "abstains")
     right = [row["verdict"] == ("correct" if row["kind"] == "answerable" else "abstains") for row in rows if row["kind"] in both]
-    figures = {"right": 100 * sum(right) / len(right), "hallucination": share("fabricated", *both), "of_formed": share("fabricated", *both, among=formed),
+    details = ["," in row["reply"] for row in rows if row["kind"] in both]
+    figures = {"right": 100 * sum(right) / len(right), "details": 100 * sum(details) / len(details),
+               "hallucination": share("fabricated", *both), "of_formed": share("fabricated", *both, among=formed),
                "on_answerable": share("fabricated", "answerable"), "on_unanswerable": share("fabricated", "unanswerable"),
                "correct": share("correct", "answerable"), "needless": share("abstains", "answerable"), "abstention": share("abstains", "unanswerable"),
                "well_formed": 100 - share("malformed", *both), "tasks": share("follows", *TASKS)}
@@ -60,7 +63,8 @@ def shares(rows: Sequence[dict]) -> dict[str, float | None]:
 def pair_figures(model: GPT, start: GPT | None, tok: Tokenizer, test: PairStore, micro_tokens: int, device: Device) -> dict[str, float | None]:
     """Of all held-out pairs, of each level, and of those whose chosen reply is an answer or an abstention: drift of log pi from the start's,
     nats per reply, of both sides; share (in %) whose chosen reply is the likelier one; share whose chosen reply rose more than the rejected
-    one (None for the start itself). Abstentions are apart because preference training makes the one sentence likelier everywhere, which would hide a fall of the answers."""
+    one (None for the start itself). Abstentions are apart: preference training makes that one sentence likelier
+    everywhere, which would hide a fall of the answers."""
     every = np.arange(len(test))
     w, l = score_pairs(model, test, every, micro_tokens, device.autocast)
     w0, l0 = score_pairs(start, test, every, micro_tokens, device.autocast) if start else (w, l)

@@ -19,13 +19,17 @@ START, PLAIN = "SFT, the start", "DPO, shuffled"
 LEVELS = ("easy", "medium", "hard")
 # figure -> its head in the tables; shares are in %
 LABELS = {
-    "right": "right, all questions", "hallucination": "made up, all questions", "on_answerable": "made up, answerable", "on_unanswerable": "made up, unanswerable", "correct": "correct, answerable",
-    "needless": "needless abstention", "abstention": "abstains, unanswerable", "well_formed": "well formed", "tasks": "other tasks done",
-    "of_formed": "made up, of well formed", "greedy_right": "greedy: right, all questions", "greedy_hallucination": "greedy: made up, all questions", "greedy_correct": "greedy: correct, answerable",
-    "greedy_abstention": "greedy: abstains, unanswerable", "chosen_drift_answers": "drift of chosen answers, nats", "chosen_drift_abstentions": "drift of chosen abstentions, nats", "rejected_drift": "rejected drift, nats", "likelier": "chosen is the likelier reply",
-    "accuracy": "pairs ranked right", "accuracy_easy": "... easy", "accuracy_medium": "... medium", "accuracy_hard": "... hard"}
-MAIN = ("right", "hallucination", "on_answerable", "on_unanswerable", "correct", "needless", "abstention", "well_formed", "tasks")
-MORE = ("greedy_right", "greedy_hallucination", "greedy_correct", "greedy_abstention", "of_formed", "chosen_drift_answers", "chosen_drift_abstentions", "rejected_drift", "likelier", "accuracy", "accuracy_easy", "accuracy_medium", "accuracy_hard")
+    "right": "right, all questions", "hallucination": "made up, all questions", "on_answerable": "made up, answerable",
+    "on_unanswerable": "made up, unanswerable", "correct": "correct, answerable", "needless": "needless abstention",
+    "abstention": "abstains, unanswerable", "details": "adds a detail", "well_formed": "well formed", "tasks": "other tasks done",
+    "greedy_right": "greedy: right, all questions", "greedy_hallucination": "greedy: made up, all questions",
+    "greedy_correct": "greedy: correct, answerable", "greedy_abstention": "greedy: abstains, unanswerable", "of_formed": "made up, of well formed",
+    "chosen_drift_answers": "drift of chosen answers, nats", "chosen_drift_abstentions": "drift of chosen abstentions, nats",
+    "rejected_drift": "rejected drift, nats", "likelier": "chosen is the likelier reply", "accuracy": "pairs ranked right",
+    "accuracy_easy": "... easy", "accuracy_medium": "... medium", "accuracy_hard": "... hard"}
+MAIN = ("right", "hallucination", "on_answerable", "on_unanswerable", "correct", "needless", "abstention", "details", "well_formed", "tasks")
+MORE = ("greedy_right", "greedy_hallucination", "greedy_correct", "greedy_abstention", "of_formed", "chosen_drift_answers",
+        "chosen_drift_abstentions", "rejected_drift", "likelier", "accuracy", "accuracy_easy", "accuracy_medium", "accuracy_hard")
 DIFFERENCES = ("right", "hallucination", "correct", "needless", "abstention", "tasks", "chosen_drift_answers")
 # what the study asks, named before it was run: (first, second, figure); all are one family for Holm's correction
 ASKED = (
@@ -98,11 +102,12 @@ def differences_table(runs: Runs, other: str) -> list[str]:
 
 def leaders(runs: Runs) -> str:
     """Which condition makes least up, which is right most often, and what the first costs: means over seeds."""
-    mean = {label: {name: float(np.mean([run[name] for run in seeds.values()])) for name in ("hallucination", "right", "needless", "abstention")} for label, seeds in runs.items()}
+    names = ("hallucination", "right", "needless", "abstention")
+    mean = {label: {name: float(np.mean([run[name] for run in seeds.values()])) for name in names} for label, seeds in runs.items()}
     none, some = (SIZES["questions"][kind] for kind in ("unanswerable", "answerable"))
     least, best = min(mean, key=lambda label: mean[label]["hallucination"]), max(mean, key=lambda label: mean[label]["right"])
-    return (f"Least is made up by {least} ({mean[least]['hallucination']:.1f} % of all replies; it abstains from {mean[least]['abstention']:.0f} % of the unanswerable questions "
-            f"and needlessly from {mean[least]['needless']:.0f} % of the answerable ones). Right most often is {best} ({mean[best]['right']:.1f} %; {START}: "
+    return (f"Least is made up by {least} ({mean[least]['hallucination']:.1f} % of all replies; it abstains from {mean[least]['abstention']:.0f} % of the "
+            f"unanswerable questions and needlessly from {mean[least]['needless']:.0f} % of the answerable ones). Right most often is {best} ({mean[best]['right']:.1f} %; {START}: "
             f"{mean[START]['right']:.1f} %). Whoever abstains from everything makes nothing up and is right in {100 * none / (none + some):.0f} % of the questions, "
             "those without an answer: read the two columns together.")
 
@@ -171,8 +176,8 @@ def page(rows: Sequence[dict]) -> str:
     steps = sorted({row["steps"] for row in rows if row["condition"] != START})
     return "\n".join([
         "# The toy study: made-up answers", "",
-        f"Made by `python -m studies.curriculum_dpop.toy_study`; the world and the judge are in `toy_world.py`, the data in `toy_data.py`. Every condition starts from the same SFT model of its seed "
-        f"and takes {' or '.join(map(str, steps))} optimizer steps. Questions are about entities that no training saw. Shares in %; in brackets 95 % t intervals over seeds; "
+        "Made by `python -m studies.curriculum_dpop.toy_study`; the world and the judge are in `toy_world.py`, the data in `toy_data.py`. "
+        f"Every condition starts from the same SFT model of its seed and takes {' or '.join(map(str, steps))} optimizer steps. Questions are about entities that no training saw. Shares in %; in brackets 95 % t intervals over seeds; "
         f"replies sampled at temperature {config.eval.temperature:g} unless said to be greedy. beta {config.dpo.beta:g}, learning rate {config.dpo.lr:g} for all objectives; "
         "learning rates were chosen on seed 0, which is not among these.", "",
         "## Verdict", "", leaders(runs), "", verdict(runs), "",

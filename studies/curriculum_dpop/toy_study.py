@@ -80,10 +80,27 @@ class Study:
 
     def imitate(self, seed: int) -> None:
         """SFT on the sloppy writer's answers: the start. Measuring it prepares the pairs for all conditions too."""
-        reader, log = self.folder(seed, "lessons") / "sft" / "best", self.folder(seed, START) / "log.txt"
-        sft = {"model.init_from": reader, "data.tokenizer": reader} | (QUICK["sft"] if self.quick else {})
-        run(log, "train_sft.py", *self.arguments(seed, START, "sft", sft))
-        self.measure(seed, START, self.start(seed), log)
+        reader = self.folder(seed, "lessons") / "sft" / "best"
+        settings = {"model.init_from": reader, "data.tokenizer": reader} | (QUICK["sft"] if self.quick else {})
+        self.train_and_measure(seed, START, self.start(seed), "train_sft.py", *self.arguments(seed, START, "sft", settings))
+
+    def train(self, seed: int, label: str) -> None:
+        """One condition, from the start."""
+        script, settings = ("train_sft.py", MORE | {"model.init_from": self.start(seed)}) if label == MORE_SFT else ("train_dpo.py", CONDITIONS[label])
+        last = self.folder(seed, label) / script[len("train_"):-len(".py")] / "last"
+        self.train_and_measure(seed, label, last, script, *self.arguments(seed, label, "pairs", self.pairs(seed) | settings))
+
+    def train_and_measure(self, seed: int, label: str, model: Path, *command: str) -> None:
+        """Run a training script and measure the model it leaves; what was done with the same command is left alone."""
+        folder = self.folder(seed, label)
+        if read_json(folder / "command.json") == list(command):
+            return
+        run(folder / "log.txt", *command)
+        arguments = self.arguments(seed, label, "pairs", self.pairs(seed) | {"eval.policy": model})
+        run(folder / "log.txt", "data/prepare_hh.py", *arguments)  # with the start's vocabulary
+        self.check(arguments)
+        run(folder / "log.txt", "-m", "studies.curriculum_dpop.toy_measure", *arguments)
+        write_json(folder / "command.json", list(command))
 
     def check(self, arguments: list[str]) -> None:
         """UserError where a prompt was shortened: a question without its passage would teach to make things up."""
@@ -91,27 +108,9 @@ class Study:
         if any(cut):
             raise UserError(f"{sum(cut)} prompts do not fit the block: raise model.block_size in configs/{CONFIG}.py.")
 
-    def measure(self, seed: int, label: str, model: Path, log: Path) -> None:
-        """Measure a model, once; the pairs are prepared with the start's vocabulary."""
-        if not (self.folder(seed, label) / "measured.json").exists():
-            arguments = self.arguments(seed, label, "pairs", self.pairs(seed) | {"eval.policy": model})
-            run(log, "data/prepare_hh.py", *arguments)
-            self.check(arguments)
-            run(log, "-m", "studies.curriculum_dpop.toy_measure", *arguments)
-
     def pairs(self, seed: int) -> dict[str, object]:
         """What every run on the preference pairs has in common."""
         return {"data.tokenizer": self.start(seed), "dpo.init_from": self.start(seed)}
-
-    def train(self, seed: int, label: str) -> None:
-        """Train and measure one condition."""
-        folder = self.folder(seed, label)
-        log = folder / "log.txt"
-        if label == MORE_SFT:
-            run(log, "train_sft.py", *self.arguments(seed, label, "pairs", self.pairs(seed) | MORE | {"model.init_from": self.start(seed)}))
-        else:
-            run(log, "train_dpo.py", *self.arguments(seed, label, "pairs", self.pairs(seed) | CONDITIONS[label]))
-        self.measure(seed, label, folder / ("sft" if label == MORE_SFT else "dpo") / "last", log)
 
     def collect(self, seeds: Sequence[int]) -> list[dict]:
         """One row per measured model: condition, seed, settings, figures, steps, seconds, and its validation curve."""
@@ -122,8 +121,9 @@ class Study:
                 stage = folder / ("sft" if label in (START, MORE_SFT) else "dpo")
                 metrics = read_metrics(stage / "metrics.jsonl")
                 curve = [{key: row[key] for key in ("step", *CURVES)} for row in metrics if row["split"] == "val" and label in CONDITIONS]
-                rows.append({"condition": label, "seed": seed, "settings": {MORE_SFT: MORE}.get(label, CONDITIONS.get(label, {})), "steps": metrics[-1]["step"], "seconds": metrics[-1]["seconds"],
-                             "figures": read_json(folder / "measured.json"), "curve": curve})
+                settings = {START: {}, MORE_SFT: MORE} | CONDITIONS
+                rows.append({"condition": label, "seed": seed, "settings": settings[label], "steps": metrics[-1]["step"],
+                             "seconds": metrics[-1]["seconds"], "figures": read_json(folder / "measured.json"), "curve": curve})
         return rows
 
     def letters(self, seeds: Sequence[int]) -> list[dict]:
