@@ -233,7 +233,7 @@ def test_the_committed_page_says_what_its_rows_and_verdicts_say():
         assert found[head + "tasks"] == pytest.approx(100 * line["verdicts"].count("+") / len(line["verdicts"][some + none:]), abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_whole_study_in_small(tmp_path):
     command = [sys.executable, "-m", "studies.curriculum_dpop.toy_study", "--quick", "--out", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
