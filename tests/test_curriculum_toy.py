@@ -217,7 +217,6 @@ def test_every_condition_is_a_command_of_the_project(tmp_path):
     assert {name for one, other, _ in toy_report.PLANNED for name in (one, other)} <= {toy_study.START, toy_study.MORE_SFT, *toy_study.CONDITIONS}
 
 
-@pytest.mark.long
 def test_the_committed_page_says_what_its_rows_and_verdicts_say():
     folder = ROOT / "results" / "curriculum_dpop" / "toy"
     rows, letters = ([json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] for name in ("rows", "verdicts"))
