@@ -11,20 +11,17 @@ that model is made of. Writes <out>/sweeps/<name>/: runs.jsonl (one line per run
 import argparse
 import itertools
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from data.store import read_json, write_json
 from eval import sweep_report
 from objectives import OBJECTIVES
-from runtime.config import ROOT, digest, load_config
+from runtime.config import digest, load_config
 from runtime.errors import UserError, run_main
+from runtime.jobs import at_once, call
 from runtime.run import read_metrics
 
 Settings = dict[str, object]  # dotted config field -> value
@@ -89,19 +86,6 @@ class Sweep:
         return load_config(self.arguments(cell)).run_dir / "brief.json"
 
 
-def call(command: Sequence[str], log: Path, threads: int) -> str:
-    """Run a script of this project; "" or the last thing it said when it failed."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    # waiting threads must sleep, or several runs at once keep each other from working
-    quiet = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "0"}
-    with open(log, "a", encoding="utf-8") as file:
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=quiet)
-    if done.returncode == 0:
-        return ""
-    said = [line for line in log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines() if line.strip()]
-    return said[-1] if said else f"exit code {done.returncode}"
-
-
 def run_cell(sweep: Sweep, cell: Cell) -> str:
     """Train and measure one cell; "" or why it failed. A finished one with the same command is left alone."""
     arguments, result = sweep.arguments(cell), sweep.result(cell)
@@ -131,16 +115,6 @@ def earlier_stages(sweep: Sweep, jobs: int) -> None:
         if decides not in prepared and not sweep.result(cell).exists():
             check(call(["data/prepare_hh.py", *sweep.arguments(cell)], log, sweep.threads))
         prepared.add(decides)
-
-
-def at_once(jobs: int, work: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """work(item) of all items, `jobs` at a time. Ctrl-C stops the running ones (they get it too) and starts no other."""
-    with ThreadPoolExecutor(jobs) as pool:
-        try:
-            return list(pool.map(work, items))
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def check(failed: str) -> None:

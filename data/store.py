@@ -13,7 +13,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -50,6 +50,20 @@ def write_json(path: Path, value: Any) -> None:
     partial = path.with_name(path.name + ".tmp")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> int:
+    """Write values as JSON, one a line, whole or not at all as `write_json`; returns how many. Folders are made.
+
+    Half a surrogate pair, which a model's reply can hold and UTF-8 cannot, becomes a question mark.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, n = path.with_name(path.name + ".tmp"), 0
+    with open(partial, "w", encoding="utf-8", errors="replace") as file:
+        for n, row in enumerate(rows, 1):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(partial, path)
+    return n
 
 
 def read_json(path: Path) -> Any:

@@ -11,8 +11,9 @@ import random
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -80,6 +81,16 @@ class ChatClient:
         if server.base_url.scheme not in ("http", "https"):
             raise UserError(f"{server.base_url} is no address of a server: it must begin with http:// or https://, such as http://localhost:8000/v1.")
         return server
+
+    @contextmanager
+    def reseeded(self, k: int) -> Iterator[None]:
+        """Within it questions are asked with the seed k further on, and so are new questions; nothing changes where no seed is sent."""
+        first = self.seed
+        self.seed = None if first is None else first + k
+        try:
+            yield
+        finally:
+            self.seed = first
 
     def key(self, messages: Messages, schema: dict | None) -> str:
         """Content hash of a question."""

@@ -54,17 +54,22 @@ def load_reader(folder: Path, adapter: Path | None, device: Device) -> Reader:
     if adapter:
         load_adapters(model, adapter)
     model.to(device.device).eval()
-    tokenizer, given = load_chat_tokenizer(folder), own_template(folder)
+    tokenizer = load_chat_tokenizer(folder)
     if model.config.vocab_size < tokenizer.vocab_size:
         raise UserError(f"the model in {folder} has {model.config.vocab_size} tokens, its tokenizer {tokenizer.vocab_size}.")
-    template = "the tokenizer's own" if given else "nanopref's Human/Assistant layout (the tokenizer has none)"
-    return Reader(model, tokenizer, device, *start_token(tokenizer.hf, given), template)
+    return Reader(model, tokenizer, device, *start_and_template(folder, tokenizer))
 
 
 def own_template(folder: Path) -> str | None:
     """The chat template that the tokenizer in a folder comes with (a ChatTokenizer has given it ours where there is none)."""
     from transformers import AutoTokenizer
     return AutoTokenizer.from_pretrained(str(folder)).chat_template
+
+
+def start_and_template(folder: Path, tokenizer: ChatTokenizer) -> tuple[list[int], str, str]:
+    """([] or the start token's id, where that is known from, whose chat template the tokenizer of a folder uses, in words)."""
+    given = own_template(folder)
+    return *start_token(tokenizer.hf, given), "the tokenizer's own" if given else "nanopref's Human/Assistant layout (the tokenizer has none)"
 
 
 def start_token(hf, template: str | None) -> tuple[list[int], str]:

@@ -23,7 +23,7 @@ from chat_tokenizer import ChatTokenizer, load_chat_tokenizer
 from data.sources import Part, content, parse_object, read_lines
 from data.store import PairStore, StoreWriter, write_json
 from eval import llm_judge, qa_report, stats, tables
-from eval.choices import own_template, start_token
+from eval.choices import start_and_template
 from eval.grounding import Entailment, LLMJudge
 from eval.qa_report import Item, Tools
 from eval.similarity import Encoder
@@ -84,18 +84,12 @@ def open_model(name: str, adapter: str) -> tuple[CausalLM, ChatTokenizer, dict]:
     facts = {"model": name, "adapter": adapter or None, "weights": weights_hash(folder), "adapter_weights": weights_hash(Path(adapter)) if adapter else None,
              "device": kind, "dtype": dtype}
     tok = load_chat_tokenizer(folder)
-    start, template = start_of(folder, tok)
+    start, _, template = start_and_template(folder, tok)
     return model.to(kind).eval(), tok, facts | {"start": start, "template": template}
 
 
-def start_of(folder: Path, tok: ChatTokenizer) -> tuple[list[int], str]:
-    """(the start token's id in a list, empty for families without one; whose chat template `tok` uses), by the rule of eval/choices.py."""
-    given = own_template(folder)
-    return start_token(tok.hf, given)[0], "the tokenizer's own" if given else "nanopref's Human/Assistant layout (the tokenizer has none)"
-
-
 def prompt_ids(tok: ChatTokenizer, style: str, texts: Sequence[str], start: Sequence[int], system: str = "", plain_end: str = "\n\nAnswer:") -> list[list[int]]:
-    """Ids of prompts, with the start token exactly once where the family has one: `start` in plain text (`start_of`), a template's own otherwise.
+    """Ids of prompts, with the start token exactly once where the family has one: `start` in plain text (`choices.start_and_template`), a template's own otherwise.
     UserError when the template refuses a message."""
     if style == "plain":
         return [[*start, *tok.encode(text + plain_end)] for text in texts]

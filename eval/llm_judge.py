@@ -70,33 +70,36 @@ def parse(text: str | None, name: str, values: Sequence[str]) -> tuple[str | Non
     return None, f'it must be one JSON object with a string "reason" and "{name}", one of {", ".join(values)}, and nothing after it'
 
 
-def ask_until_valid(client: ChatClient, questions: Sequence[Messages], schema: dict, check: Callable[[str], tuple[Any, str]], show: str,
+def ask_until_valid(client: ChatClient, questions: Sequence[Messages], schema: dict, check: Callable[[int, str], tuple[Any, str]], show: str,
                     tries: int = 2) -> tuple[list[Any], Counter]:
-    """(one valid value per question, or None; what was wrong with the others, counted). check: answer -> (value or None, what is wrong with it).
+    """(one valid value per question, or None; what was wrong with the others, counted). check: number of the question, answer -> (value or None, what is wrong).
 
-    An invalid answer is shown its error and the question is asked again, `tries` times in all. A server that declines a question declines it
-    again: that one is not repeated.
+    An invalid answer is shown its error and the question is asked again, `tries` times in all, each with another seed: the same bad answer twice
+    would make the same question a third time, which the cache answers. A server that declines a question declines it again: that one is not repeated.
     """
     values: list[Any] = [None] * len(questions)
     wrong: Counter = Counter()
     asked = dict(enumerate(questions))
     for attempt in range(tries):
-        answers = client.ask_all(list(asked.values()), schema, show + (f", try {attempt + 1}" if attempt else "")) if asked else []
+        if not asked:
+            break
+        with client.reseeded(attempt):
+            answers = client.ask_all(list(asked.values()), schema, show + (f", try {attempt + 1}" if attempt else ""))
         again = {}
         for i, answer in zip(asked, answers):
-            values[i], why = check(answer) if answer is not None else (None, DECLINED_QUESTION)
+            values[i], why = check(i, answer) if answer is not None else (None, DECLINED_QUESTION)
             if values[i] is None:
                 wrong[why] += 1
                 if answer is not None:
                     again[i] = [*questions[i], {"role": "assistant", "content": answer[:LONGEST_QUOTED] or "(empty)"},
-                                {"role": "user", "content": f"That is not a valid answer: {why}."}]
+                                {"role": "user", "content": f"That cannot be used: {why}. Answer again, with JSON only."}]
         asked = again
     return values, wrong
 
 
 def ask_verdicts(client: ChatClient, questions: list[Messages], name: str, values: Sequence[str], show: str) -> list[str | None]:
     """One valid value per question, or None: an invalid answer is shown its error and asked once more."""
-    return ask_until_valid(client, questions, _schema(name, values), lambda text: parse(text, name, values), show)[0]
+    return ask_until_valid(client, questions, _schema(name, values), lambda _, text: parse(text, name, values), show)[0]
 
 
 def judge_pairs(client: ChatClient, prompts: Sequence[str], a: Sequence[str], b: Sequence[str]) -> list[Judged]:

@@ -5,7 +5,6 @@ its opposite. A metric that gives the invented answer more than a true sentence 
 """
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.sources import read_lines
+from data.store import write_lines
 from eval import qa_metrics, similarity, stats, tables
 from eval.grounding import Entailment, LLMJudge, overlap, support
 from eval.tables import Metric, Values, with_interval
@@ -208,17 +208,16 @@ def _as_found(values: Values, metric: Metric) -> Metric:
 def write_details(path: Path, items: Sequence[Item], answers: Sequence[Sequence[str]], shortened: Sequence[bool], columns: Mapping[str, np.ndarray],
                   gap: np.ndarray | None) -> None:
     """detailed_<run>.jsonl: one line per question; a value that does not exist is null."""
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8", errors="replace") as file:  # half a surrogate pair, which JSON can hold and UTF-8 cannot
-        for i, item in enumerate(items):
-            said = [texts[i] for texts in answers]
-            row = {"id": item.id, "question": item.question, "right_answer": item.golds[0], "generated": said[0] if len(said) == 1 else said,
-                   "knowledge_shortened": shortened[i],
-                   "scores": {key: None if math.isnan(values[i]) else round(float(values[i]), 6) for key, values in columns.items()}}
-            if gap is not None and not np.isnan(gap[i]).any():
-                row["yes_minus_no"] = {"right": round(gap[i, 0], 4), "invented": round(gap[i, 1], 4)}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(part, path)
+    rows = []
+    for i, item in enumerate(items):
+        said = [texts[i] for texts in answers]
+        row = {"id": item.id, "question": item.question, "right_answer": item.golds[0], "generated": said[0] if len(said) == 1 else said,
+               "knowledge_shortened": shortened[i],
+               "scores": {key: None if math.isnan(values[i]) else round(float(values[i]), 6) for key, values in columns.items()}}
+        if gap is not None and not np.isnan(gap[i]).any():
+            row["yes_minus_no"] = {"right": round(gap[i, 0], 4), "invented": round(gap[i, 1], 4)}
+        rows.append(row)
+    write_lines(path, rows)
 
 
 def read_details(path: Path, items: Sequence[Item]) -> dict[str, np.ndarray]:

@@ -16,7 +16,6 @@ import csv
 import hashlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from data.sources import load_hub, read_rows
-from data.store import write_json
+from data.store import write_json, write_lines
 from eval import choices, truth_judges
 from eval.choices import Reader
 from eval.llm_judge import add_arguments
@@ -294,6 +293,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return a
 
 
+def details_of(a: argparse.Namespace) -> Path:
+    """Where the line per question goes."""
+    return a.output_dir / f"detailed_{a.run_name}.jsonl"
+
+
 def measure(a: argparse.Namespace) -> tuple[dict, list[dict]]:
     """(what metrics_<run>.json holds, the rows of detailed_<run>.jsonl)."""
     started, missing = time.time(), {}
@@ -316,7 +320,7 @@ def measure(a: argparse.Namespace) -> tuple[dict, list[dict]]:
             answer |= similarity(item, answer["generated"]) if item.true and item.false else {}
             answer["cut_at_length"] = float(answer["stopped"] == "length")
         reader.model.to("cpu")  # a judge of 7B needs the room
-        write_rows(a, [row | answer for row, answer in zip(rows, answers)])  # a judge that fails must not take these along
+        write_lines(details_of(a), [row | answer for row, answer in zip(rows, answers)])  # a judge that fails must not take these along
         judged_by = truth_judges.judge(answers, items, judges, device, a.batch, missing)
         rows = [row | answer for row, answer in zip(rows, answers)]
     else:
@@ -343,7 +347,7 @@ def measure(a: argparse.Namespace) -> tuple[dict, list[dict]]:
 def main(argv: list[str]) -> None:
     a = parse(argv)
     metrics, rows = measure(a)
-    write_rows(a, rows)
+    write_lines(details_of(a), rows)
     write_json(a.output_dir / f"metrics_{a.run_name}.json", metrics)
     write_table(a.output_dir)
     shown = [[f["label"], with_interval(f, f["form"]), str(f["n"])] for f in metrics["figures"].values()]
@@ -353,15 +357,6 @@ def main(argv: list[str]) -> None:
         tests = [[row["label"], with_interval(row["difference"], row["form"], signed=True), p_value(row["p"]), row["test"]] for row in metrics["against"]["rows"]]
         print("\n" + text_table([f"less {metrics['against']['first']}", "difference", "p", "test"], tests))
     print(f"\n{notes(metrics)}written: {a.output_dir}/metrics_{a.run_name}.json, detailed_{a.run_name}.jsonl, table.md")
-
-
-def write_rows(a: argparse.Namespace, rows: Sequence[dict]) -> None:
-    """detailed_<run>.jsonl, whole or not at all."""
-    path = a.output_dir / f"detailed_{a.run_name}.jsonl"
-    part = path.with_name(path.name + ".part")
-    with open(part, "w", encoding="utf-8", errors="replace") as file:  # half a surrogate pair, which JSON can hold and UTF-8 cannot
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    os.replace(part, path)
 
 
 def notes(metrics: dict) -> str:

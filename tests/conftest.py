@@ -4,10 +4,23 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 # two test files run at a time: a thread that waits must sleep, or it keeps the other file's from working
 os.environ.update(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="0")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+@pytest.fixture
+def server():
+    """A scripted OpenAI-compatible server (judge_server.py), of this test alone."""
+    for package in ("openai", "fastapi", "uvicorn"):
+        pytest.importorskip(package)
+    from judge_server import Server
+    s = Server()
+    yield s
+    s.stop()
 
 
 def pytest_terminal_summary(terminalreporter):

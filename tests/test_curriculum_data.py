@@ -16,7 +16,7 @@ pytest.importorskip("rapidfuzz")
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
-from judge_server import Server, status, too_many, verdict  # noqa: E402
+from judge_server import status, too_many, verdict  # noqa: E402
 from test_chat_tokenizer import save_family  # noqa: E402
 
 from data import prepare_pairs  # noqa: E402
@@ -32,13 +32,6 @@ from studies.curriculum_dpop.verify import by_key, fault, read_avoided, verify  
 ROOT = Path(__file__).resolve().parents[1]
 PARIS = Question("1", "What is the capital of France?", "Paris has been the capital of France since 987.", ("Paris", "City of Paris"), "toy")
 NOBODY = Question("2", "Who burned Paris down?", PARIS.context, (), "toy", answer_in_context=False)
-
-
-@pytest.fixture()
-def server():
-    s = Server()
-    yield s
-    s.stop()
 
 
 def client(server, tmp_path, **settings):

@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, B
 
 from chat_tokenizer import load_chat_tokenizer
 from eval import halueval, qa_report, similarity
+from eval.choices import start_and_template
 from eval.grounding import Entailment, LLMJudge, claim, entailment_column, overlap, support
 from eval.qa_report import GROUPS, Item, Tools, known_answers, measure
 from hf_model import load_causal_lm
@@ -310,7 +311,7 @@ def test_overlap_is_a_baseline_of_words():
 @pytest.mark.parametrize("style", halueval.PROMPTS)
 def test_prompts_hold_the_question_and_one_start_token(lm, style):
     tok = load_chat_tokenizer(lm)
-    ids = halueval.prompt_ids(tok, style, ["Context: k\n\nQuestion: who <s>?"], halueval.start_of(lm, tok)[0], halueval.TERSE)[0]
+    ids = halueval.prompt_ids(tok, style, ["Context: k\n\nQuestion: who <s>?"], start_and_template(lm, tok)[0], halueval.TERSE)[0]
     assert ids[0] == tok.bos_id and ids.count(tok.bos_id) == 1  # the typed one is text
     assert "Question: who <s>?" in tok.decode(ids) and (halueval.TERSE in tok.decode(ids)) == (style == "terse")
     yes, no = halueval.yes_and_no(tok, style)

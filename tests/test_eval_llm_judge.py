@@ -19,20 +19,13 @@ pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 from fastapi.responses import Response  # noqa: E402
-from judge_server import Server, broken, completion, cut, cut_stream, free_port, no_json, other_json, sends, slow, status, tiny_model, too_many, verdict  # noqa: E402
+from judge_server import broken, completion, cut, cut_stream, free_port, no_json, other_json, sends, slow, status, tiny_model, too_many, verdict  # noqa: E402
 
 from eval import llm_judge, pairwise  # noqa: E402
 from eval.chat_client import ChatClient, Retry, retry_after, strip_thoughts  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture()
-def server():
-    s = Server()
-    yield s
-    s.stop()
 
 
 def client(server, tmp_path, **settings):
@@ -101,7 +94,7 @@ def test_invalid_verdicts_are_asked_once_more_and_then_unjudged(server, tmp_path
     judged = llm_judge.judge_pairs(c, PROMPTS[:3], A[:3], B[:3])
     assert judged == [("tie", "tie"), ("unjudged", "unjudged"), ("unjudged", "unjudged")] and c.totals()["requests"] == 12
     second = next(body for body in server.bodies if len(body["messages"]) > 2)["messages"]
-    assert second[2]["role"] == "assistant" and "not a valid answer" in second[3]["content"]
+    assert second[2]["role"] == "assistant" and "cannot be used: it must be one JSON object" in second[3]["content"]
     found = pairwise.summarize(judged, [1] * 3, [1] * 3, resamples=50)
     assert (found["ties"], found["unjudged"]) == (1, 2)
 

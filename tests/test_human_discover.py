@@ -15,7 +15,6 @@ import pytest
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
-from judge_server import Server  # noqa: E402
 
 from runtime.errors import UserError  # noqa: E402
 from studies.human_likeness import cluster as clustering  # noqa: E402
@@ -24,13 +23,6 @@ from studies.human_likeness.discover import Answer, report, usable_games  # noqa
 from studies.human_likeness.items import load_items  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture()
-def server():
-    s = Server()
-    yield s
-    s.stop()
 
 
 # ---- games ------------------------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import pytest
 import yaml
 from test_chat_tokenizer import save_family
 
+from data.store import write_lines
 from runtime.errors import UserError
 from studies.human_likeness import pairs as pair_builder
 from studies.human_likeness.dialogue import TURING, clean, features, problems, text_hash, turns
 from studies.human_likeness.items import ASKED, FITTED_ON, OURS, Weights, contributions, human_likeness, load_items, load_weights, published_weights, save_weights
 from studies.human_likeness.pairs import Scored, all_pairs, balanced, build_pairs, length_ratio, read_scored, report
-from studies.human_likeness.storage import write_lines, write_table
+from studies.human_likeness.storage import write_table
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,6 @@ rejected answers and in little else. Nothing depends on the process: the same fi
 """
 import argparse
 import hashlib
-import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -20,6 +18,7 @@ from pathlib import Path
 from statistics import fmean, quantiles
 
 from data.sources import Part, batched, content, hash_share, list_files, text_key
+from data.store import write_json
 from eval import llm_judge
 from eval.chat_client import ChatClient
 from eval.grounding import Entailment, LLMJudge
@@ -249,9 +248,7 @@ def finish(a: argparse.Namespace, levels: dict[str, list[Row]], steps: dict[str,
         print(f"{level:<14}{len(rows):>8,}{found['abstentions']:>9,}{found['chosen is made up']:>9,}{sum(steps[f'{level}: dropped'].values()):>9,}"
               f"{words['chosen']:>6.1f}{words['rejected']:>6.1f}{f'{difficulty[1]:.2f}' if difficulty else '–':>12}")
     path = a.to.with_name(a.to.name + ".report.json")  # beside the folder: training reads every file in it
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    write_json(path, report)
     print(f"words: mean of chosen and rejected, without abstentions; difficulty: median likeness of the two, 0 to 1. Why pairs were dropped: {path}")
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from eval.chat_client import ChatClient, Messages
-from eval.llm_judge import framed, json_objects
+from eval.llm_judge import ask_until_valid, framed, json_objects
 from studies.curriculum_dpop.negatives import make_row
 from studies.curriculum_dpop.rows import Question, Row, row_id
 from studies.curriculum_dpop.verify import fault
@@ -42,7 +42,6 @@ Answer with JSON only: {{"chosen": "...", "rejected": "..."}}"""
 PROMPTS = {"hard": ANSWER_PROMPT, "hard_improved": SENTENCES_PROMPT}
 KEYS = {"hard": ("rejected",), "hard_improved": ("chosen", "rejected")}
 PROMPT_VERSION = "1-" + hashlib.sha256("".join([*POISONS.values(), *PROMPTS.values()]).encode()).hexdigest()[:8]
-LONGEST_QUOTED = 2000  # characters of a refused answer that the model is shown again
 
 
 def poison_of(question_id: str, seed: int) -> str:
@@ -79,41 +78,22 @@ def write(client: ChatClient, questions: Sequence[Question], level: str, seed: i
     """
     if level not in PROMPTS or not all(q.answerable for q in questions):
         raise ValueError("a level that no model writes" if level not in PROMPTS else "a question without a gold answer has no false one")
-    first, poisons, counts = client.seed, [poison_of(q.id, seed) for q in questions], Counter(questions=len(questions))
-    asked = {i: messages_of(q, level, poison) for i, (q, poison) in enumerate(zip(questions, poisons))}
-    rows: dict[int, Row] = {}
-    for attempt in range(tries):
-        if attempt:
-            counts["asked again"] += len(asked)
-        client.seed = None if first is None else first + attempt
-        try:
-            answers = client.ask_all(list(asked.values()), schema_of(level), f"{level} answers" + (f", try {attempt + 1}" if attempt else ""))
-        finally:
-            client.seed = first
-        again = {}
-        for (i, messages), answer in zip(asked.items(), answers):
-            found = _row(questions[i], level, poisons[i], answer)
-            if isinstance(found, Row):
-                rows[i] = found
-                continue
-            counts["refused answer: " + found] += 1
-            if answer is not None:  # a server that declines a question declines it again
-                again[i] = [*messages[:2], {"role": "assistant", "content": answer[:LONGEST_QUOTED] or "(empty)"},
-                            {"role": "user", "content": f"That cannot be used: {found}. Answer again, with JSON only."}]
-        asked = again
-        if not asked:
-            break
-    counts.update({"no valid answer": len(questions) - len(rows), "written": len(rows)})
-    return [rows[i] for i in sorted(rows)], counts
+    poisons = [poison_of(q.id, seed) for q in questions]
+    found, wrong = ask_until_valid(client, [messages_of(q, level, poison) for q, poison in zip(questions, poisons)], schema_of(level),
+                                   lambda i, answer: _row(questions[i], level, poisons[i], answer), f"{level} answers", tries)
+    rows = [row for row in found if row]
+    counts = Counter({"questions": len(questions), "no valid answer": found.count(None), "written": len(rows)})
+    counts.update({f"refused answer: {why}": n for why, n in wrong.items()})
+    if again := wrong.total() - found.count(None):  # every refusal but a question's last one is followed by another try
+        counts["asked again"] = again
+    return rows, counts
 
 
-def _row(question: Question, level: str, poison: str, answer: str | None) -> Row | str:
-    """The row that an answer makes, or why it makes none."""
-    if answer is None:
-        return "the server declined the question"
+def _row(question: Question, level: str, poison: str, answer: str) -> tuple[Row | None, str]:
+    """(the row that an answer makes or None, why it makes none)."""
     found, why = parse(answer, level)
     if found is None:
-        return why
-    chosen = found.get("chosen", question.answers[0])
-    row = make_row(question, chosen, found["rejected"], level, poison)
-    return fault(row, question.answers) or row
+        return None, why
+    row = make_row(question, found.get("chosen", question.answers[0]), found["rejected"], level, poison)
+    why = fault(row, question.answers)
+    return (None, why) if why else (row, "")

@@ -8,7 +8,6 @@ question by question; and what the metrics do to the form of an answer is counte
 """
 import argparse
 import csv
-import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.store import write_json
 from eval import qa_metrics, stats, tables
 from runtime.errors import UserError, run_main
 from studies.curriculum_dpop.per_item import KINDS, MEASURES, Columns, Row, columns, load
@@ -292,7 +292,7 @@ def main(argv: list[str]) -> None:
     print(summary(result))
     if a.to:
         a.to.parent.mkdir(parents=True, exist_ok=True)
-        a.to.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(a.to, result)
         print(f"\nwrote {a.to}")
 
 

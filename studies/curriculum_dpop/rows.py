@@ -3,13 +3,12 @@
 dpo_pairs_{easy,medium,hard,hard_improved}.jsonl hold one `Row` a line; data/prepare_pairs.py reads them as they are.
 """
 import hashlib
-import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from data.sources import parse_object, read_lines
+from data.store import write_lines
 from runtime.errors import UserError
 
 LEVELS = ("easy", "medium", "hard", "hard_improved")
@@ -60,14 +59,7 @@ def file_of(folder: Path, level: str) -> Path:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write rows as JSON lines, all or nothing; returns how many."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, n = path.with_suffix(".part"), 0
-    with open(part, "w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-            n += 1
-    os.replace(part, path)
-    return n
+    return write_lines(path, map(asdict, rows))
 
 
 def read_rows(path: Path, level: str = "") -> Iterator[Row]:

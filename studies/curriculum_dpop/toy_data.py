@@ -7,12 +7,11 @@ what is frequent is not what is preferred. The preference pairs have no label no
 where the passage says nothing.
 """
 import argparse
-import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
+from data.store import write_lines
 from runtime.errors import run_main
 from studies.curriculum_dpop.rows import Row, file_of, row_id, write_rows
 from studies.curriculum_dpop.toy_world import (ABSTENTION, LEVELS, SPLITS, TASKS, Asked, Passage, World, draw_passage, draw_question, fabricate, make_world,
@@ -137,12 +136,6 @@ def transcripts(row: Row) -> dict:
     """A pair as data/prepare_hh.py reads it."""
     prompt = prompt_of(row.context, row.question)
     return asdict(row) | {"chosen": f"{prompt} {row.chosen}", "rejected": f"{prompt} {row.rejected}"}
-
-
-def write_lines(path: Path, rows: Sequence[dict]) -> None:
-    """Rows as JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def main(argv: list[str]) -> None:

@@ -8,16 +8,13 @@ Writes rows.jsonl (one line per model), verdicts.jsonl (one letter per reply), t
 """
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.store import find_data, read_json, write_json
-from runtime.config import ROOT, load_config
+from runtime.config import load_config
 from runtime.errors import UserError, run_main
+from runtime.jobs import at_once, call
 from runtime.run import read_metrics
 from studies.curriculum_dpop import toy_report
 from studies.curriculum_dpop.toy_data import write_study
@@ -40,13 +37,8 @@ LETTERS = dict(zip((*VERDICTS, "follows", "fails"), "CFBAM+-"))
 
 def run(log: Path, *command: str) -> None:
     """Run a script of this project on one thread; UserError with the last thing it said when it fails."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as file:
-        env = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}  # waiting threads must sleep: two runs share two cores
-        done = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, env=env)
-    if done.returncode:
-        said = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").strip().splitlines() or ["nothing"]
-        raise UserError(f"{' '.join(command[:2])} failed: {said[-1]} ({log})")
+    if said := call(command, log, 1):
+        raise UserError(f"{' '.join(command[:2])} failed: {said} ({log})")
 
 
 class Study:
@@ -138,11 +130,12 @@ class Study:
         return lines
 
 
-def at_once(jobs: int, work: Callable, items: Sequence[tuple], show: str) -> None:
+def all_of(jobs: int, work: Callable, items: Sequence[tuple], show: str) -> None:
     """work(*item) of all items, `jobs` at a time, saying when each is done."""
-    with ThreadPoolExecutor(jobs) as pool:
-        for number, (item, _) in enumerate(zip(items, pool.map(lambda item: work(*item), items)), 1):
-            print(f"{show} [{number}/{len(items)}] {', '.join(map(str, item))}", flush=True)
+    def one(numbered: tuple[int, tuple]) -> None:
+        work(*numbered[1])
+        print(f"{show} [{numbered[0]}/{len(items)}] {', '.join(map(str, numbered[1]))}", flush=True)
+    at_once(jobs, one, list(enumerate(items, 1)))
 
 
 def main(argv: list[str]) -> None:
@@ -159,9 +152,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{a.out} holds a study {'with' if not a.quick else 'without'} --quick: name another --out.")
     study.out.mkdir(parents=True, exist_ok=True)
     write_json(note, asked)
-    at_once(a.jobs, study.teach, [(seed,) for seed in seeds], "taught to read: seed")
-    at_once(a.jobs, study.imitate, [(seed,) for seed in seeds], "SFT: seed")
-    at_once(a.jobs, study.train, [(seed, label) for seed in seeds for label in (MORE_SFT, *CONDITIONS)], "trained and measured: seed")
+    all_of(a.jobs, study.teach, [(seed,) for seed in seeds], "taught to read: seed")
+    all_of(a.jobs, study.imitate, [(seed,) for seed in seeds], "SFT: seed")
+    all_of(a.jobs, study.train, [(seed, label) for seed in seeds for label in (MORE_SFT, *CONDITIONS)], "trained and measured: seed")
     results = a.results or study.out / "results"
     results.mkdir(parents=True, exist_ok=True)
     for name, rows in (("rows", study.collect(seeds)), ("verdicts", study.letters(seeds))):

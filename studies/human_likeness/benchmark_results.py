@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.store import write_json
 from eval import stats
 from eval.render import to_markdown
 from eval.tables import p_value, with_interval
@@ -281,6 +282,6 @@ def import_results(a: argparse.Namespace) -> None:
         elo = a.eqbench3.with_name("eqbench3_elo.json")
         found["elo"] = elo_figures(elo) if elo.exists() else {}
     a.to.mkdir(parents=True, exist_ok=True)
-    (a.to / "benchmarks.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    write_json(a.to / "benchmarks.json", found)
     (a.to / "benchmarks.md").write_text(page(found), encoding="utf-8")
     print(page(found) + f"written to {a.to}: benchmarks.json, benchmarks.md")

@@ -31,6 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from data.store import write_json
 from runtime.checkpoint import file_hash, weights_hash
 from runtime.errors import UserError, run_main
 from studies.human_likeness.benchmark_results import TASKS, import_results, read_eqbench3
@@ -232,7 +233,7 @@ def remember(to: Path, benchmark: str, name: str, made_by: dict, results_there: 
     before = json.loads(file.read_text()) if file.exists() else None
     if results_there and (before is None or any(before[k] != made_by[k] for k in ("model", "flags", "benchmark_at"))):
         raise UserError(f"there are results called {name} already, of another model or other settings{'' if before else ' as far as anyone knows'}: choose another --name.")
-    file.write_text(json.dumps(made_by, indent=1) + "\n")
+    write_json(file, made_by)
 
 
 def run_benchmark(a: argparse.Namespace) -> None:

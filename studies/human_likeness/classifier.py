@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.store import write_json
 from eval.stats import Interval, bootstrap, ratio, sum_by_cluster
 from runtime.errors import UserError, run_main
 from studies.human_likeness import storage
@@ -315,7 +316,7 @@ def main(argv: list[str]) -> None:
             found["auc_of_the_published_weights"] = joined_aucs(table, a.published_weights, questionnaire)
     a.to.mkdir(parents=True, exist_ok=True)
     save_weights(weights, a.to / "weights.json")
-    (a.to / "classifier.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(a.to / "classifier.json", found)
     draw_calibration(found["models"], a.to / "calibration.png")
     for name, row in found["models"].items():
         print(f"{name}: accuracy {shown(row['accuracy'])}, AUC {shown(row['auc'])}, pairwise {shown(row['pairwise_accuracy'])}, calibration error {row['calibration_error']:.3f}")

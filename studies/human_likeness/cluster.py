@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
+from data.store import write_json, write_lines
 from eval import stats
 from eval.chat_client import ChatClient
 from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
 from runtime.errors import UserError, run_main
 from studies.human_likeness.items import Item, checksum, load_items
-from studies.human_likeness.storage import read_lines, write_lines
+from studies.human_likeness.storage import read_lines
 
 NOISE = -1
 SHARE = 0.8  # of the games, in a resample
@@ -181,7 +182,7 @@ def write_clusters(folder: Path, statements: Sequence[Mapping], settings: Settin
     write_lines(folder / "clusters.jsonl", clusters)
     write_lines(folder / "representatives.jsonl", chosen)
     write_lines(folder / "noise.jsonl", [{"statement": ids[i], "text": texts[i]} for i in np.flatnonzero(labels == NOISE)])
-    (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(folder / "facts.json", facts)
     return facts
 
 
@@ -228,7 +229,7 @@ def reduce(client: ChatClient, chosen: Sequence[Mapping], most: int, tries: int 
     numbers = [row["number"] for row in chosen]
     told = PROMPT.replace("{most}", str(most))
     found, wrong = ask_until_valid(client, [framed(told, {"statements": "\n".join(f"{row['number']}. {row['text']}" for row in chosen)})], SCHEMA,
-                                   lambda text: parse(text, numbers, most), "questionnaire", tries)
+                                   lambda _, text: parse(text, numbers, most), "questionnaire", tries)
     if found[0] is None:
         cut = " Answers were cut: raise --max-tokens." if client.counts["cut_at_max_tokens"] else ""
         raise UserError(f"{client.model} made no valid questionnaire in {tries} tries ({'; '.join(wrong)}).{cut}")
@@ -304,7 +305,7 @@ def main_reduce(argv: list[str]) -> None:
     traced = provenance(found, chosen, clusters)
     said = write_items(a.to, found, f"A draft by {client.model}, prompt {PROMPT_VERSION}, from {len(chosen)} representatives; read it before use.")
     trace = {"checksum": said, "judge": client.model, "prompt_version": PROMPT_VERSION, **traced}
-    a.to.with_suffix(".provenance.json").write_text(json.dumps(trace, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(a.to.with_suffix(".provenance.json"), trace)
     by_group: dict[str, int] = defaultdict(int)
     for row in found["items"]:
         by_group[row["group"]] += 1

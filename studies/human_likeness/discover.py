@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.store import write_json, write_lines
 from eval import stats
 from eval.chat_client import ChatClient
 from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
 from runtime.errors import UserError, run_main
 from studies.human_likeness.pairs import draw
-from studies.human_likeness.storage import read_table, write_lines, write_table
+from studies.human_likeness.storage import read_table, write_table
 
 FEWEST_TOKENS = 50  # of a transcript, split at white space, the speakers' tags counted
 FEWEST, MOST, LONGEST = 3, 5, 30  # statements of an answer; words of a statement
@@ -130,7 +131,7 @@ def ask(client: ChatClient, games: Sequence[Game], seed: int = 0) -> tuple[list[
     """
     asked = [(game, order, (draw(seed, "position", game.id) < 0.5) == bool(order)) for game in games for order in (0, 1)]
     questions = [framed(PROMPT, {"conversation A": game.b if turned else game.a, "conversation B": game.a if turned else game.b}) for game, _, turned in asked]
-    found, wrong = ask_until_valid(client, questions, SCHEMA, parse, "games, both orders")
+    found, wrong = ask_until_valid(client, questions, SCHEMA, lambda _, text: parse(text), "games, both orders")
     answers = []
     for (game, order, turned), value in zip(asked, found):
         if value:
@@ -204,7 +205,7 @@ def write_answers(to: Path, answers: Sequence[Answer], games: int, facts: Mappin
         raise UserError(f"no valid answer to any of {games:,} games: {facts['invalid_answers']}")
     write_lines(to, statement_rows(answers))
     found = report(answers, games) | dict(facts)
-    to.with_suffix(".facts.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(to.with_suffix(".facts.json"), found)
     print(f"{found['statements']:,} statements from {found['answers']:,} answers to {games:,} games, {found['games_without_an_answer']:,} games without an answer")
     for name in ("accuracy_both_orders", "accuracy_where_both_agree", "accuracy_first_order", "says_A_both_orders", "says_A_first_order", "orders_agree"):
         if name in found:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data.sources import hash_share
+from data.store import write_json
 from eval import stats
 from eval.llm_judge import add_arguments, client_from
 from runtime.config import digest
@@ -228,7 +229,7 @@ def curves(a: argparse.Namespace) -> None:
         raise UserError(f"{a.folder}: no scored file belongs to its samples; nothing to compare.")
     found = study(models, weights, a.dev_share, a.seed)
     a.to.mkdir(parents=True, exist_ok=True)
-    (a.to / "curves.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(a.to / "curves.json", found)
     (a.to / "curves.md").write_text(page(found))
     draw(found, a.to)
     print(page(found))

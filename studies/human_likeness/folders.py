@@ -82,12 +82,12 @@ def answers_of(row: dict[str, str], ids: Sequence[str]) -> dict[str, float]:
     return answers
 
 
-def read_model(folder: Path, name: str, everywhere: dict[str, list[tuple[str, int]]], ids: Sequence[str]) -> ModelFolder:
-    """A model's samples and its verified ratings. everywhere: response hash -> the (model, epoch) it occurs in; ids: for bare lists of ratings.
+def read_model(folder: Path, name: str, samples: dict[int, list[tuple[str, str]]], everywhere: dict[str, list[tuple[str, int]]], ids: Sequence[str]) -> ModelFolder:
+    """A model's verified ratings, for its samples as `read_samples` gives them. everywhere: response hash -> the (model, epoch) it occurs in; ids: for bare lists of ratings.
 
     A scored row counts only when its response stands in this model's samples of that epoch at the row it names. UserError for malformed files.
     """
-    model = ModelFolder(name, read_samples(folder))
+    model = ModelFolder(name, samples)
     model.warnings += base_problems(folder, model.samples)
     strange: dict[str, list[tuple[int, int, Counter]]] = defaultdict(list)
     for path in sorted((folder / "scored").glob("*.csv")) if (folder / "scored").is_dir() else []:
@@ -185,8 +185,9 @@ def read_study(root: Path, ids: Sequence[str] = ()) -> list[ModelFolder]:
     folders = model_folders(root)
     names = [str(folder.relative_to(root)) if folder != root else folder.resolve().name for folder in folders]
     everywhere: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    for folder, name in zip(folders, names):
-        for epoch, texts in read_samples(folder).items():
+    samples = [read_samples(folder) for folder in folders]
+    for name, by_epoch in zip(names, samples):
+        for epoch, texts in by_epoch.items():
             for text, _ in texts:
                 everywhere[text].append((name, epoch))
-    return [read_model(folder, name, everywhere, ids) for folder, name in zip(folders, names)]
+    return [read_model(folder, name, own, everywhere, ids) for folder, name, own in zip(folders, names, samples)]

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.store import write_json
 from runtime.errors import UserError
 
 OURS = Path(__file__).with_name("items.yaml")
@@ -139,7 +140,7 @@ def human_likeness(weights: Weights, answers: Mapping[str, float]) -> float:
 def save_weights(weights: Weights, path: Path) -> None:
     """Write the weights with the names of their items."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"w": weights.w, "b": weights.b, "items": weights.items, "note": weights.note}, indent=1) + "\n")
+    write_json(path, {"w": weights.w, "b": weights.b, "items": weights.items, "note": weights.note})
 
 
 def load_weights(path: Path, questionnaire: Questionnaire, ids: Sequence[str] = ()) -> Weights:

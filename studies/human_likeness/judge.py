@@ -13,11 +13,12 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from data.store import write_json
 from eval.chat_client import ChatClient
 from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
 from eval.stats import Interval, bootstrap
@@ -90,17 +91,12 @@ def rate(client: ChatClient, questionnaire: Questionnaire, dialogues: Sequence[s
     for k in range(ratings):
         order = np.random.default_rng([seed, k]).permutation(len(questionnaire.items))
         told = instructions(questionnaire, tags, order).replace("{", "{{").replace("}", "}}").replace("<mark>", "{mark}")
-        asking = client if not k else replace_seed(client, k)
-        found, why = ask_until_valid(asking, [framed(told, {"dialogue": text}) for text in dialogues], schema_of(questionnaire),
-                                     lambda text: parse(text, questionnaire.ids), f"rating {k + 1} of {ratings}")
+        with client.reseeded(k):
+            found, why = ask_until_valid(client, [framed(told, {"dialogue": text}) for text in dialogues], schema_of(questionnaire),
+                                         lambda _, text: parse(text, questionnaire.ids), f"rating {k + 1} of {ratings}")
         columns.append(found)
         wrong.update(why)
     return [list(row) for row in zip(*columns)] if dialogues else [], wrong
-
-
-def replace_seed(client: ChatClient, k: int) -> ChatClient:
-    """The same client and cache with another seed, so that a repeated rating is a new question; counts are shared."""
-    return replace(client, seed=None if client.seed is None else client.seed + k, counts=client.counts)
 
 
 # ---- ratings -> figures -------------------------------------------------------------------------------------------------
@@ -212,7 +208,7 @@ def main(argv: list[str]) -> None:
              "cleaned": dict(sum(cleaned, Counter())), "problems": dict(Counter(p for row in found for p in row)),
              "agreement": {name: {"icc_single": g.icc_single.to_dict(), "icc_mean": g.icc_mean, "within_sd": g.within_sd, "n": g.dialogues}
                            for name, g in agreements(rated, weights, asked.ids).items()}}
-    a.to.with_suffix(".facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(a.to.with_suffix(".facts.json"), facts)
     print(f"{scored:,} of {len(rows):,} dialogues rated by {client.model}; {sum(wrong.values()):,} invalid answers; {facts['problems'] or 'no problems with roles'}")
     if "score" in facts["agreement"]:
         print(f"ICC of one rating's score {facts['agreement']['score']['icc_single']['value']:.3f}, spread within a dialogue {facts['agreement']['score']['within_sd']:.3f}")

@@ -11,15 +11,14 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from runtime.config import ROOT
+from data.store import write_json, write_lines
 from runtime.errors import UserError, run_main
+from runtime.jobs import call
 from studies.human_likeness import classifier, cluster, discover, evaluate, judge, pairs, personas, scripted, storage, synthesize
 from tokenizer import ASSISTANT, HUMAN
 
@@ -43,21 +42,19 @@ def write_games(path: Path, n: int, seed: int) -> None:
 def write_parents(path: Path, n: int, seed: int) -> None:
     """People described by sixteen traits each."""
     rng = Random(f"parents {seed}")
-    storage.write_lines(path, [{"id": f"p{i}", "age": rng.randint(20, 90), "sex": rng.choice(("Female", "Male")),
+    write_lines(path, [{"id": f"p{i}", "age": rng.randint(20, 90), "sex": rng.choice(("Female", "Male")),
                                 **{f"trait_{k}": rng.choice(("calm", "busy", "tidy", "shy", "loud", "kind")) for k in range(16)}} for i in range(n)])
 
 
 def as_transcripts(rows: list[dict], to: Path) -> None:
     """Pairs in HH's layout, which our GPT's preparation reads."""
-    storage.write_lines(to, [{side: f"{HUMAN} {row['prompt']}{ASSISTANT} {row[side]}" for side in ("chosen", "rejected")} for row in rows])
+    write_lines(to, [{side: f"{HUMAN} {row['prompt']}{ASSISTANT} {row[side]}" for side in ("chosen", "rejected")} for row in rows])
 
 
 def train(script: str, out: Path, *settings: str) -> None:
     """One of the two training scripts, as a user runs it. UserError with its last words when it fails."""
-    done = subprocess.run([sys.executable, script, "human_toy", f"--out={out.parent}", f"--name={out.name}", *settings], cwd=ROOT, capture_output=True, text=True)
-    (out / f"{Path(script).stem}.log").write_text(done.stdout + done.stderr)
-    if done.returncode:
-        raise UserError(f"{script} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no words'}")
+    if said := call([script, "human_toy", f"--out={out.parent}", f"--name={out.name}", *settings], out / f"{Path(script).stem}.log", threads=2):
+        raise UserError(f"{script} failed: {said}")
 
 
 def main(argv: list[str]) -> None:
@@ -87,7 +84,7 @@ def main(argv: list[str]) -> None:
 
     with scripted.Server() as url:
         run_chain(a, out, url, stage)
-    (out / "seconds.json").write_text(json.dumps(seconds, indent=1) + "\n")
+    write_json(out / "seconds.json", seconds)
     summary = summarise(out, seconds, a)
     print(summary)
     if a.results:

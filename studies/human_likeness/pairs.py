@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from chat_tokenizer import load_chat_tokenizer
+from data.store import write_json, write_lines
 from runtime.config import load_config
 from runtime.errors import UserError, run_main
-from studies.human_likeness.storage import read_lines, read_table, write_lines
+from studies.human_likeness.storage import read_lines, read_table
 
 SURE = 1.6448536269514722  # standard normal: a difference beyond it is real in 95 of 100 one-sided cases
 
@@ -219,7 +220,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"no pair is left ({'; '.join(f'{n} out by {rule}' for rule, n in out.items())}): lower --min-margin.")
     write_lines(a.to, map(asdict, pairs))
     found = report(rows, pairs, out, a.noise_sd) | {"dialogues_left_out": dict(unusable)}
-    a.to.with_suffix(".report.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_json(a.to.with_suffix(".report.json"), found)
     print(json.dumps(found, indent=1))
 
 

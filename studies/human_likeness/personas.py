@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.store import write_json, write_lines
 from runtime.errors import UserError, run_main
 from studies.human_likeness.pairs import draw
-from studies.human_likeness.storage import read_lines, write_lines
+from studies.human_likeness.storage import read_lines
 
 ESSENTIAL = ("age", "sex")
 YOUNGEST, OLDEST = 18, 100
@@ -157,7 +158,7 @@ def main(argv: list[str]) -> None:
         if own:
             write_lines(a.to / f"{split}.jsonl", own)
             facts["splits"][split] = {"parents": len({row["parent_id"] for row in own}), "personas": len(own)}
-    (a.to / "facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(a.to / "facts.json", facts)
     print(json.dumps(facts, indent=1))
 
 

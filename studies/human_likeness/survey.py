@@ -6,7 +6,6 @@ Writes survey.json and survey.md. An answer in somebody's own words is never sho
 closed question only its options (a reply under "other" is one person's words too).
 """
 import argparse
-import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.store import write_json
 from eval import stats
 from eval.stats import LEVEL, Interval, wilson
 from eval.tables import p_value
@@ -241,7 +241,7 @@ def main(argv: list[str]) -> None:
     a = a.parse_args(argv)
     figures = analyse(*read_survey(a.survey), a.seed)
     a.to.mkdir(parents=True, exist_ok=True)
-    (a.to / "survey.json").write_text(json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(a.to / "survey.json", figures)
     (a.to / "survey.md").write_text(page(figures), encoding="utf-8")
     print(f"{figures['respondents']} respondents; written to {a.to}: survey.json, survey.md")
 

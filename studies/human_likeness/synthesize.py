@@ -18,6 +18,7 @@ from pathlib import Path
 from sqlite3 import Connection
 from typing import Any
 
+from data.store import write_json
 from eval.chat_client import ChatClient, Messages
 from eval.llm_judge import ask_until_valid, framed, json_objects
 from runtime.errors import UserError, run_main
@@ -95,7 +96,7 @@ def draw_until_valid(request: Request, name: str, part: str, questions: Sequence
         if not (lacking := [i for i, value in enumerate(found) if value is None]):
             break
         client = request.client(name, part, attempt)
-        values, why = ask_until_valid(client, [questions[i] for i in lacking], schema, check, f"{name}, {part}" + (f", try {attempt + 1}" if attempt else ""), tries=1)
+        values, why = ask_until_valid(client, [questions[i] for i in lacking], schema, lambda _, text: check(text), f"{name}, {part}" + (f", try {attempt + 1}" if attempt else ""), tries=1)
         wrong.update(why)
         for i, value in zip(lacking, values):
             found[i] = None if value is None else (value, settings_of(client, attempt))
@@ -258,7 +259,7 @@ def main(argv: list[str]) -> None:
     counts = request.counts()
     facts = account(db, personas, request, a.per_persona) | {"invalid_portraits": dict(bad_portraits), "client": dict(counts), "seed": a.seed,
                                                             "invalid_dialogues": {name: dict(why) for name, why in sorted(bad_dialogues.items())}}
-    a.to.with_suffix(".facts.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(a.to.with_suffix(".facts.json"), facts)
     print(f"{facts['dialogues_written']:,} of {facts['dialogues_wanted']:,} dialogues of {len(personas):,} personas are in {a.to}; "
           f"{counts['requests']:,} requests, {counts['retries']:,} retries, {sum(map(sum, (c.values() for c in (bad_portraits, *bad_dialogues.values())))):,} invalid answers")
     for name, why in sorted(bad_dialogues.items()):

@@ -6,7 +6,6 @@ A rater plays the doctor with two hidden patients side by side (A left, B right)
 votes.json, votes.md and votes.png to FOLDER: figures only, nothing that anybody said. A vote counts when its session is completed and rated.
 """
 import argparse
-import json
 from collections.abc import Sequence
 from functools import cache
 from itertools import combinations
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.store import write_json
 from eval import agreement, ranking, stats
 from eval.ranking import ELO
 from eval.stats import Interval
@@ -272,7 +272,7 @@ def main(argv: list[str]) -> None:
         print(f"warning: {warning}")
     figures = analyse(found, a.clusters, a.resamples, a.seed)
     a.to.mkdir(parents=True, exist_ok=True)
-    (a.to / "votes.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_json(a.to / "votes.json", figures)
     (a.to / "votes.md").write_text(vote_page.page(figures), encoding="utf-8")
     vote_page.draw(figures, a.to / "votes.png")
     print(vote_page.summary(figures))
