@@ -1,5 +1,6 @@
 """Tables and pictures of a sweep: means over seeds with intervals, paired differences to the first cell, and curves with seed bands."""
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,11 @@ def cell(interval: stats.Interval, signed: bool = False) -> str:
     return f"{interval.value:{sign}.{digits}f} [{interval.low:{sign}.{digits}f}, {interval.high:{sign}.{digits}f}]"
 
 
+def level(key: str, values: Sequence[float]) -> stats.Interval:
+    """The mean of a figure named in LABELS over seeds, its interval within what the figure can be: only drifts can be negative."""
+    return stats.over_seeds(values, -math.inf if "drift" in key else 0, 100 if "%" in LABELS[key] else math.inf)
+
+
 def by_label(rows: Sequence[dict]) -> dict[str, dict[int, dict]]:
     """label -> seed -> figures, in the order of the rows."""
     found: dict[str, dict[int, dict]] = {}
@@ -38,7 +44,7 @@ def tables(rows: Sequence[dict]) -> str:
     shown = [key for key in TABLE if all(key in row["figures"] for row in rows)]
     lines = [f"|  | seeds | {' | '.join(LABELS[key] for key in shown)} |", "| --- " * (2 + len(shown)) + "|"]
     for label, runs in found.items():
-        lines.append(f"| {label} | {len(runs)} | " + " | ".join(cell(stats.over_seeds([run[key] for run in runs.values()])) for key in shown) + " |")
+        lines.append(f"| {label} | {len(runs)} | " + " | ".join(cell(level(key, [run[key] for run in runs.values()])) for key in shown) + " |")
     first, compared = next(iter(found)), [key for key in DIFFERENCES if key in shown]
     lines += ["", f"Minus {first}, seed by seed:", "", f"|  | seeds | {' | '.join(LABELS[key] for key in compared)} |", "| --- " * (2 + len(compared)) + "|"]
     for label, runs in list(found.items())[1:]:
@@ -60,12 +66,12 @@ def draw_figures(rows: Sequence[dict], picture: Path) -> None:
     for axis, key in zip(axes.flat, shown):
         for place, runs in zip(places, found.values()):
             values = [run[key] for run in runs.values()]
-            interval = stats.over_seeds(values)
+            interval = level(key, values)
             axis.plot(values, [place] * len(values), "o", color=plots.SKY, markersize=3.5, alpha=0.8)
             axis.plot(interval.value, place, "D", color=plots.RED, markersize=5)
             if interval.low is not None:
                 axis.plot([interval.low, interval.high], [place, place], color=plots.RED, linewidth=1.3)
-        middle = stats.over_seeds([run[key] for run in next(iter(found.values())).values()]).value
+        middle = np.mean([run[key] for run in next(iter(found.values())).values()])
         axis.axvline(middle, color="black", linestyle=":", linewidth=0.8)  # the first cell, for orientation
         axis.set(title=LABELS[key], yticks=places, yticklabels=list(found))
     for axis in list(axes.flat)[len(shown):]:
@@ -103,8 +109,9 @@ def write(folder: Path, rows: Sequence[dict], failures: Sequence[str], config: s
     (folder / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = ", ".join(f"`{key}={value}`" for key, value in common.items()) or "none"
     seeds = sorted({row["seed"] for row in rows})
-    text = [f"# Sweep `{folder.name}` on `{config}`", "", f"Settings of all runs: {settings}. Seeds {', '.join(map(str, seeds)) or 'none'}; each seed has its own corpus, tokenizer and SFT model, "
-            "which all its runs start from unless the sweep varies them. In brackets: 95 % t-interval over seeds.", ""]
+    start = ("all runs start from the model named there" if "dpo.init_from" in common else
+             "each seed has its own corpus, tokenizer and SFT model, which all its runs start from unless the sweep varies them")
+    text = [f"# Sweep `{folder.name}` on `{config}`", "", f"Settings of all runs: {settings}. Seeds {', '.join(map(str, seeds)) or 'none'}; {start}. In brackets: 95 % t-interval over seeds, cut at 0 and 100 %.", ""]
     if rows:
         text += [tables(rows), "", "![figures](figures.png)"]
         draw_figures(rows, folder / "figures.png")

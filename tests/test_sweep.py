@@ -71,6 +71,10 @@ def test_the_table_by_hand():
     rows = [{"label": label, "seed": seed, "figures": {"win_rate": value, "chosen_drift": -1.0}}
             for label, values in (("one", (60.0, 62.0, 64.0)), ("two", (61.0, 64.0))) for seed, value in enumerate(values)]
     # t(.975, 2) = 4.303: 62 -+ 4.303 x 2 / sqrt 3; differences over the two seeds both have: 1 and 2, t(.975, 1) = 12.706
-    assert "| one | 3 | 62.0 [57.0, 67.0] | -1.00 [-1.00, -1.00] |" in tables(rows)
-    assert "| two | 2 | +1.50 [-4.85, +7.85] | +0.00 [+0.00, +0.00] |" in tables(rows)
+    assert "| one | 3 | 62.0 [57.0, 67.0] | -1.00 |" in tables(rows)  # equal seeds say nothing about the spread
+    assert "| two | 2 | +1.50 [-4.85, +7.85] | +0.00 |" in tables(rows)
+    rows = [{"label": "one", "seed": seed, "figures": {"well_formed": share, "chosen_drift": share - 99, "kl": kl}}
+            for seed, (share, kl) in enumerate(((97.0, 0.1), (100.0, 2.1)))]
+    # t(.975, 1) = 12.706: 98.5 -+ 19.06, cut at 100 %; a drift may have either sign, a divergence may not
+    assert "| one | 2 | -0.50 [-19.56, 18.56] | 1.10 [0.00, 13.81] | 98.5 [79.4, 100.0] |" in tables(rows)
     assert stats.over_seeds([3.0]).low is None and stats.over_seeds([3.0]).value == 3

@@ -75,6 +75,11 @@ def corrected(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if p is None else next(known) for p in p_values]
 
 
+def level(name: str, values: Sequence[float]) -> stats.Interval:
+    """The mean of a figure named in LABELS over seeds with its interval: drifts in nats, all else shares in %, cut at 0 and 100."""
+    return stats.over_seeds(values) if "drift" in name else stats.over_seeds(values, 0, 100)
+
+
 def levels_table(runs: Runs, figures: Sequence[str]) -> list[str]:
     """Means over seeds with t intervals, one line per condition."""
     lines = [f"|  | seeds | {' | '.join(LABELS[name] for name in figures)} |", "| --- " * (2 + len(figures)) + "|"]
@@ -82,7 +87,7 @@ def levels_table(runs: Runs, figures: Sequence[str]) -> list[str]:
         cells = []
         for name in figures:
             values = [seeds[seed][name] for seed in seeds if seeds[seed].get(name) is not None]
-            cells.append(cell(stats.over_seeds(values)) if values else "not measured")
+            cells.append(cell(level(name, values)) if values else "not measured")
         lines.append(f"| {label} | {len(seeds)} | {' | '.join(cells)} |")
     return lines
 
@@ -137,7 +142,7 @@ def hallucination_picture(runs: Runs, path: Path) -> None:
     for axis, name in zip(axes, panels):
         for place, label in enumerate(labels):
             values = [figures[name] for figures in runs[label].values()]
-            interval = stats.over_seeds(values)
+            interval = level(name, values)
             if interval.low is not None:
                 axis.plot([interval.low, interval.high], [place, place], color=plots.GREY, linewidth=4, alpha=0.5, solid_capstyle="butt")
             axis.plot(values, [place] * len(values), "o", markersize=3.5, color=COLOURS[place % len(COLOURS)])
@@ -177,7 +182,7 @@ def page(rows: Sequence[dict]) -> str:
     return "\n".join([
         "# The toy study: made-up answers", "",
         "Made by `python -m studies.curriculum_dpop.toy_study`; the world and the judge are in `toy_world.py`, the data in `toy_data.py`. "
-        f"Every condition starts from the same SFT model of its seed and takes {' or '.join(map(str, steps))} optimizer steps. Questions are about entities that no training saw. Shares in %; in brackets 95 % t intervals over seeds; "
+        f"Every condition starts from the same SFT model of its seed and takes {' or '.join(map(str, steps))} optimizer steps. Questions are about entities that no training saw. Shares in %; in brackets 95 % t intervals over seeds, cut at 0 and 100; "
         f"replies sampled at temperature {config.eval.temperature:g} unless said to be greedy. beta {config.dpo.beta:g}, learning rate {config.dpo.lr:g} for all objectives; "
         "learning rates were chosen on seed 0, which is not among these.", "",
         "## Verdict", "", leaders(runs), "", verdict(runs), "",
