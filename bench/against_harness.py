@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data.store import write_json  # noqa: E402
 from eval import choices  # noqa: E402
-from eval.truthfulqa import Item, multiple_choice, read_items  # noqa: E402
+from eval.truthfulqa import multiple_choice  # noqa: E402
+from eval.truthfulqa_data import Item, read_items  # noqa: E402
 from runtime.checkpoint import git_commit, versions, weights_hash  # noqa: E402
 from runtime.config import Config  # noqa: E402
 from runtime.device import setup_device  # noqa: E402

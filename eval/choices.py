@@ -8,8 +8,10 @@ Everything that goes wrong here goes wrong silently, so it is built, never searc
 3. all choices of a question follow the same prompt ids: a prompt too long for the model is shortened from the left once, for its longest choice;
 4. log-probs are summed over the answer alone, float32 log-softmax, float64 sums.
 
-Each sequence is a row of its own, padded on the right, so the result is the model's own, whatever its attention does with masks.
+Each sequence is a row of its own, padded on the right, so the result is the model's own, whatever its attention does with masks. What the
+prompts of a batch have in common (six shots are nine tenths of a prompt) is computed once, and the rows go on behind its keys and values.
 """
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ from runtime.errors import UserError
 from tokenizer import CHAT_TEMPLATE
 
 UNSAID = 2048  # positions of a model that does not say how many it has
+SHARED = 32  # tokens that a batch's prompts must have in common before they are computed apart
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.05}  # nats per token; in half precision the size of a batch changes as much
 
 
 @dataclass
@@ -136,22 +140,67 @@ def fit(reader: Reader, prompt: list[int], longest: int) -> list[int]:
 
 # ---- ids -> log-probs ---------------------------------------------------------------------------------------------------
 
+class Behind(CausalLM):
+    """The model behind tokens that all rows begin with: their keys and values are computed here, once."""
+
+    def __init__(self, model: CausalLM, shared: list[int]):
+        super().__init__(model.lm, model.config.block_size)
+        self.shared = shared
+        self.cache = getattr(self.lm.base_model(input_ids=torch.tensor([shared], device=model.device), use_cache=True), "past_key_values", None)
+
+    @property
+    def whole(self) -> bool:
+        """True where the cache holds every token's keys and values and nothing else: no window that forgets, no recurrent state."""
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+        return isinstance(self.cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def hidden(self, ids: Tensor, positions: Tensor, segments: Tensor) -> Tensor:
+        """As CausalLM.hidden, for rows without the shared tokens."""
+        cache = copy.deepcopy(self.cache)  # a forward pass adds to it
+        cache.batch_repeat_interleave(len(ids))
+        seen = torch.cat([ids.new_ones(len(ids), len(self.shared)), (segments >= 0).long()], dim=1)
+        return self.lm.base_model(input_ids=ids, attention_mask=seen, position_ids=positions + len(self.shared), past_key_values=cache, use_cache=True).last_hidden_state
+
+
+def behind(model: CausalLM, prompts: Sequence[list[int]], held: Behind | None) -> Behind | None:
+    """The model behind what these prompts have in common (`held` where that is nearly as much); None where it would not pay."""
+    common = beginning(prompts)[:min(map(len, prompts)) - 1]  # a prompt's last token predicts the answer's first
+    both = beginning([common, held.shared]) if held else []
+    common = both if len(both) > len(common) - SHARED else common  # a little shorter, it serves the next batches too
+    if len(prompts) < 2 or len(common) < SHARED:
+        return None
+    return held if held and held.shared == common else Behind(model, common)
+
+
+def beginning(rows: Sequence[list[int]]) -> list[int]:
+    """The longest list that all of them begin with."""
+    first, last = min(rows), max(rows)  # what stands between these two in the order begins as they do
+    return first[:next((k for k, (a, b) in enumerate(zip(first, last)) if a != b), min(len(first), len(last)))]
+
+
 @torch.inference_mode()
 def score(reader: Reader, prompts: Sequence[list[int]], answers: Sequence[list[int]], batch: int, show: str = "") -> np.ndarray:
     """log p(answer | prompt) in nats, float64 [N]: the sum over the answer's tokens. prompts and answers: ids, N of each, none empty.
 
-    `batch` sequences share a forward pass, the longest first; it decides speed and memory alone.
+    `batch` sequences share a forward pass, the longest first; it decides speed and memory alone. The first batch with a shared prefix is
+    scored in both ways: where they differ by more than TOLERANCE, nothing is shared with this model.
     """
     if not all(prompts) or not all(answers):
         raise ValueError("a prompt or an answer without tokens cannot be scored")
     model, found = reader.model, np.zeros(len(prompts))
-    model.prefix_shared = False
+    model.prefix_shared, share, checked, held = False, True, False, None
+
+    def sums(rows: list[int], through: Behind | None) -> np.ndarray:
+        inputs, owner = _layout([(prompts[i][len(through.shared) if through else 0:], answers[i]) for i in rows], model.device)
+        return torch.zeros(len(rows), dtype=torch.float64).index_add(0, owner, (through or model)(*inputs).cpu().double()).numpy()
     order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]) - len(answers[i]), i))
     for at in tqdm(range(0, len(order), batch), desc=show, disable=not show, leave=False):
         rows = order[at:at + batch]
-        inputs, owner = _layout([(prompts[i], answers[i]) for i in rows], model.device)
-        logps = model(*inputs).cpu().double()
-        found[rows] = torch.zeros(len(rows), dtype=torch.float64).index_add(0, owner, logps).numpy()
+        held = behind(model, [prompts[i] for i in rows], held) if share else None
+        found[rows] = sums(rows, held if checked else None)
+        if held and not checked:
+            most = TOLERANCE[reader.device.dtype] * np.array([len(answers[i]) for i in rows])
+            share, checked = held.whole and bool((np.abs(sums(rows, held) - found[rows]) <= most).all()), True
     if not np.isfinite(found).all():
         raise UserError(f"{int((~np.isfinite(found)).sum())} of {len(found)} log-probs are not numbers: the model's weights are damaged, or its dtype overflows (--dtype float32).")
     return found

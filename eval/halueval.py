@@ -8,6 +8,7 @@ Writes metrics_<run>.json, metrics_<run>.md and detailed_<run>.jsonl to --output
 """
 import argparse
 import hashlib
+import math
 import re
 import tempfile
 import time
@@ -32,7 +33,7 @@ from lora import load_adapters, merge
 from model import find_folder
 from runtime.checkpoint import file_hash, git_commit, versions, weights_hash, without_local_paths
 from runtime.device import DTYPES, pick_dtype
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_folder, run_main
 from tokenizer import HUMAN
 
 MOST_POSITIONS = 8192  # a model may have more; no prompt here needs them
@@ -206,7 +207,7 @@ def options() -> argparse.ArgumentParser:
     a.add_argument("--answers", type=Path, help="score the answers of this detailed_<run>.jsonl, ours or the published one, instead of asking a model")
     a.add_argument("--adapter", default="", help="a LoRA folder, merged into the model")
     a.add_argument("--data", type=Path, required=True, help="HaluEval's qa_data.json (JSON lines, plain or .gz)")
-    a.add_argument("--run-name", default="", help="names the output files [the model's folder]")
+    a.add_argument("--run-name", default="", help="names the output files [the model's folder]; needed with --adapter")
     a.add_argument("--note", default="", help="a sentence that belongs in the report")
     a.add_argument("--output-dir", type=Path, help="[out/halueval; with --sanity results/curriculum_dpop/halueval]")
     a.add_argument("--limit", type=int, default=0, help="only the first so many rows; 0 = all")
@@ -236,8 +237,14 @@ def check(a: argparse.Namespace) -> None:
         raise UserError("without --model leave out --adapter, --sample, --temperature and --discriminate, with --sanity also --against.")
     if bool(a.sample) != (a.temperature > 0) or len(set(a.sample)) != len(a.sample) or a.temperature < 0:
         raise UserError("sampling needs --sample SEED [SEED ...] (each seed once) and --temperature above 0 together; leave out both for greedy decoding.")
+    if not math.isfinite(a.temperature) or min(a.sample, default=0) < 0 or a.seed < 0:
+        raise UserError("--seed and the seeds of --sample must be 0 or more, and --temperature a finite number.")
     if min(a.batch, a.max_new_tokens) < 1 or a.limit < 0:
         raise UserError("--batch and --max-new-tokens must be at least 1, --limit 0 or more.")
+    if Path(a.run_name).name != a.run_name or a.adapter and not a.run_name:
+        raise UserError("--run-name must be part of a file's name; with --adapter it is needed, since the model's own run has the model's name.")
+    if a.output_dir:
+        check_folder("--output-dir", a.output_dir)
 
 
 def open_tools(a: argparse.Namespace, out: Path) -> Tools:
@@ -311,8 +318,8 @@ def main(argv: list[str]) -> None:
     stem = "sanity" if a.sanity and name == "sanity" else f"metrics_{name}"
     write_json(out / f"{stem}.json", report)
     (out / f"{stem}.md").write_text(qa_report.markdown(report), encoding="utf-8")
-    shown = [row for row in report["metrics"] if len(row["values"]) == len(values)]
-    print(tables.text_table(["", *values], [[row["label"], *(tables.number(row["values"][key]["value"], row["form"]) for key in values)] for row in shown]))
+    print(tables.text_table(["", *values], [[row["label"], *(tables.number(row["values"][key]["value"], row["form"]) if key in row["values"] else "-" for key in values)]
+                                            for row in report["metrics"]]))  # -: without a yes/no question in the data nothing can be flipped
     print(f"\n{out / stem}.json and .md written ({time.time() - started:.0f} s).")
 
 

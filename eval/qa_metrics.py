@@ -22,7 +22,8 @@ MONTHS = "january february march april may june july august september october no
 PLACES = {"us": "united states", "usa": "united states", "united states of america": "united states", "uk": "united kingdom",
           "ussr": "soviet union", "nyc": "new york city"}
 SAME_WORD = ({word: str(i) for i, word in enumerate(ONES)} | {word: f"{i}th" for i, word in enumerate(ORDINALS, 1)}
-             | {"1st": "1th", "2nd": "2th", "3rd": "3th"} | {month[:3]: month for month in MONTHS} | {"sept": "september"})
+             | {"1st": "1th", "2nd": "2th", "3rd": "3th"} | {month[:3]: month for month in MONTHS} | {"sept": "september"}
+             | {"st": "saint", "mt": "mount", "dr": "doctor"})  # nobody writes "Main Saint": what is made equal too much is equal to nothing
 
 
 # ---- what the answer says ---------------------------------------------------------------------------------------------
@@ -74,10 +75,11 @@ def canonical(text: str) -> str:
     """One spelling for the spellings of an answer: equal strings are aliases of each other.
 
     "Two" = "2", "first" = "1st", "5th of May 1990" = "May 5, 1990", "U.S." = "United States", "Beyoncé" = "Beyonce", "AT&T" = "AT and T",
-    "Sci-Fi" = "sci fi", "Mercury (planet)" = "Mercury", and "4.5" is not "45". It knows no nicknames and no other facts.
+    "St. Louis" = "Saint Louis", "US Army" = "United States Army", "Sci-Fi" = "sci fi", "Mercury (planet)" = "Mercury", and "4.5" is not "45". It knows no nicknames and no other facts.
     """
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     text = re.sub(r"\([^)]*\)", " ", text) if re.sub(r"\([^)]*\)|\W", "", text) else text
+    text = re.sub(r"\bU\.?S\.?(?![\w$.])", "United States", text)  # capitals alone: "us" is a pronoun
     text = re.sub(r"(?<=\d)\.(?=\d)", " point ", text).replace("&", " and ")
     text = normalise(re.sub("[-‐-―/]", " ", text.translate(str.maketrans("‘’“”", "''\"\""))))
     words = [SAME_WORD.get(word, word) for word in text.split()]

@@ -157,7 +157,7 @@ def separations(values: Values, seed: int) -> list[dict]:
     rows = []
     for metric in METRICS:
         pairs = {name: (metric.better * values[right][metric.key], metric.better * values[wrong][metric.key])
-                 for name, (right, wrong, _) in CONTRASTS.items() if metric.key in values[right]}
+                 for name, (right, wrong, _) in CONTRASTS.items() if metric.key in values[right] and metric.key in values[wrong]}
         cells = {name: auc(right, wrong, seed).to_dict() for name, (right, wrong) in pairs.items() if not np.isnan(right + wrong).all()}
         if cells:
             rows.append({"key": metric.key, "label": metric.label, "values": cells})

@@ -3,10 +3,18 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
     """Something the user can mend. The message is one sentence that says what is wrong and what to do."""
+
+
+def check_folder(option: str, folder: Path) -> None:
+    """UserError where `folder` neither is one nor can be made, since a file is in its way: better said before the work than after it."""
+    for path in (folder, *folder.parents):
+        if path.is_file():
+            raise UserError(f"{option}: {path} is a file: name a folder.")
 
 
 def is_disk_full(error: BaseException) -> bool:

@@ -27,7 +27,8 @@ from runtime.config import Config  # noqa: E402
 from runtime.errors import UserError  # noqa: E402
 from studies.curriculum_dpop import data, hard, negatives  # noqa: E402
 from studies.curriculum_dpop.rows import ABSTENTION, Question, Row, read_rows  # noqa: E402
-from studies.curriculum_dpop.verify import by_key, fault, read_avoided, verify  # noqa: E402
+from studies.curriculum_dpop import verify as verify_module  # noqa: E402
+from studies.curriculum_dpop.verify import by_key, fault, like_length, read_avoided, verify  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 PARIS = Question("1", "What is the capital of France?", "Paris has been the capital of France since 987.", ("Paris", "City of Paris"), "toy")
@@ -93,6 +94,21 @@ def test_defect_24_an_answer_that_the_context_does_not_hold_is_dropped_and_two_s
     assert verify(pair, by_key([away]), require_context=False)[0] == pair
     twice = by_key([PARIS, Question("5", PARIS.question, PARIS.context, ("Lutetia",), "nq")])
     assert verify([row("Paris", "Lutetia")], twice)[1] == {"the rejected answer may be right": 1}  # the other source calls it right
+
+
+@pytest.mark.parametrize("short, long, alike", [(1, 3, True), (1, 4, False), (2, 4, True), (2, 5, False), (3, 6, True), (3, 7, False), (10, 20, True), (10, 21, False)])
+def test_lengths_may_differ_by_two_words_or_twofold(short, long, alike):
+    assert like_length("a " * short, "b " * long) == like_length("b " * long, "a " * short) == alike
+
+
+def test_a_judge_says_yes_from_one_half_on(monkeypatch):
+    """The boundary itself supports: it keeps a chosen answer and drops a rejected one."""
+    seen = {"Paris": 0.5, "Pariser": 0.499, "Lyon": 0.499, "Nice": 0.5}
+    monkeypatch.setattr(verify_module, "support", lambda judge, questions, contexts, answers: [seen[answer] for answer in answers])
+    dropped = Counter()
+    rows = [row("Paris", "Lyon"), row("Pariser", "Lyon"), row("Paris", "Nice")]
+    assert verify_module._judged(rows, by_key([PARIS]), None, dropped) == rows[:1]
+    assert dropped == {"judge: the chosen answer is not supported": 1, "judge: the rejected answer is supported": 1}
 
 
 def test_defect_03_a_made_up_chosen_answer_passes_on_request_only():
@@ -246,6 +262,9 @@ def test_defect_24_the_same_files_in_every_process_with_abstentions_and_no_answe
     assert abstaining and all("burned" in r.question for r in abstaining)
     for found in rows.values():  # a share of the pairs, and no more
         assert sum(r.poison_type == "made_up" for r in found) <= 0.25 * len(found)
+    assert (len(rows["medium"]), len(abstaining)) == (59 + 59 // 3, 59 // 3)  # a quarter, of the thirty that could be
+    data.main([*command, "--levels", "medium", "--counts", "medium=20", "--to", str(tmp_path / "c")])
+    assert sorted(Counter(r.poison_type == "made_up" for r in read_rows(tmp_path / "c" / "dpo_pairs_medium.jsonl")).items()) == [(False, 15), (True, 5)]
     assert {r.question for r in rows["medium"] if r.poison_type != "made_up"} <= {r.question for r in rows["easy"]}  # the levels ask about the same questions
 
 
@@ -264,7 +283,8 @@ def test_what_the_command_writes_is_what_training_reads_and_every_avoided_file_c
 
 
 @pytest.mark.parametrize("change, message", [({"level": "EASY"}, '"level"'), ({"level": "medium"}, 'is "medium" in a file of easy pairs'), ({"chosen_is_true": "false"}, "true or false"),
-                                             ({"chosen": " "}, '"chosen" is missing, empty'), ({"id": 7}, '"id" is 7'), ({"difficulty": "hard"}, "a number")])
+                                             ({"chosen": " "}, '"chosen" is missing, empty'), ({"id": 7}, '"id" is 7'), ({"difficulty": "hard"}, "a number"),
+                                             ({"difficulty": float("nan")}, "a number")])
 def test_rows_of_another_shape_are_named_and_not_lost(tmp_path, change, message):
     (tmp_path / "from").mkdir()
     row = {"prompt": "Who?", "context": None, "chosen": "Ann", "rejected": "Bob"}
@@ -315,6 +335,19 @@ def test_a_pair_that_two_blocks_hold_is_kept_once(server, tmp_path, monkeypatch)
     data.main(["--questions", str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl"), "--levels", "hard", "--model", "m", "--base-url", server.url, "--to", str(tmp_path / "a")])
     assert len(list(read_rows(tmp_path / "a" / "dpo_pairs_hard.jsonl"))) == 1
     assert json.loads((tmp_path / "a.report.json").read_text())["steps"]["hard: dropped"] == {"the same pair twice": 1}
+
+
+def test_a_question_of_two_sources_is_one_with_the_answers_of_both(tmp_path):
+    context = "Otto Maier and Anna Kerr built it, and Bruno Falk left."
+    rows = {"one": [("Who built it?", "Otto Maier")], "two": [("Who built it?", "Anna Kerr"), ("Who left?", "Bruno Falk"), ("Who stayed?", "Clara Voss"), ("Who sang?", "Anna Kerr")]}
+    for name, asked in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"question": q, "context": context, "answers": [gold], "source": name}) + "\n" for q, gold in asked))
+    for seed in range(4):
+        data.main(["--questions", str(tmp_path / "one.jsonl"), str(tmp_path / "two.jsonl"), "--any-context", "--levels", "medium", "--seed", str(seed), "--to", str(tmp_path / f"{seed}")])
+        steps = json.loads((tmp_path / f"{seed}.report.json").read_text())["steps"]["questions"]
+        assert (steps["the same question and context twice"], steps["used, answerable"]) == (1, 4)
+        pair, = [r for r in read_rows(tmp_path / f"{seed}" / "dpo_pairs_medium.jsonl") if r.question == "Who built it?"]
+        assert pair.chosen == "Otto Maier" and pair.rejected in ("Bruno Falk", "Clara Voss")  # not the other source's answer
 
 
 def test_the_published_pairs_of_two_false_answers_come_on_request_and_flagged(server, tmp_path):
@@ -380,7 +413,11 @@ def test_avoided_questions_leave_published_files_too(tmp_path):
 
 @pytest.mark.parametrize("more, why", [(["--counts", "easy=many"], "LEVEL=NUMBER"), (["--counts", "easy=0"], "LEVEL=NUMBER"), (["--levels", "eazy"], "no level eazy"),
                                        (["--levels", "easy", "--counts", "medium=2"], "no level medium"), (["--levels", "hard"], "name it with --model"),
-                                       (["--abstentions", "1"], "share"), (["--nli", "x", "--judge", "m"], "two judges")])
+                                       (["--abstentions", "1"], "share"), (["--abstentions", "nan"], "share"), (["--nli", "x", "--judge", "m"], "two judges"),
+                                       (["--limit", "-1"], "--limit"), (["--passages", "0"], "--passages"), (["--context-words", "0"], "--context-words"),
+                                       (["--tries", "0"], "--tries"), (["--temperature", "nan"], "--temperature"), (["--temperature", "-1"], "--temperature"),
+                                       (["--to", ""], "name a folder"), (["--to", "/"], "name a folder"), (["--to", __file__], "name a folder"),
+                                       (["--to", f"{__file__}/in"], "name a folder")])
 def test_mistakes_are_one_sentence_before_any_work(tmp_path, more, why):
     with pytest.raises(UserError, match=why):
         data.main(["--questions", str(tmp_path / "nothing.json"), "--to", str(tmp_path / "out"), *more])

@@ -121,6 +121,10 @@ def test_other_mistakes_are_one_sentence(tmp_path, capsys):
     with pytest.raises(UserError, match="no folder"):
         recheck.main([str(tmp_path / "nowhere")])
     save(tmp_path / "a", "first", similarity_rows())
+    for flags, why in ((["--resamples", "0"], "--resamples"), (["--seed", "-1"], "--seed"), (["--to", str(tmp_path)], "--to"),
+                       (["--to", str(tmp_path / "a" / "detailed_first.jsonl" / "x.json")], "--to")):
+        with pytest.raises(UserError, match=why):
+            recheck.main([str(tmp_path), *flags])
     with pytest.raises(UserError, match="--baseline: no run is called 'baseline'; there are first"):
         look(tmp_path)
     save(tmp_path / "b", "first", similarity_rows())
@@ -235,6 +239,23 @@ def test_defect_04_06_07_forms_by_hand(tmp_path):
     assert counts["flag_against_rule"] == (0, 7) and "stored_bleu_zero" not in counts and counts["same_text"] == (1, 7)
 
 
+def test_long_answers_are_set_against_short_ones_and_not_against_those_between(tmp_path):
+    """Six words and more against three and fewer; four and five belong to neither."""
+    rows = [answer(number * 20 + i, "a " * words, "b", bert=bert) for number, (words, bert) in enumerate(((1, .9), (3, .7), (4, 0.), (5, 0.), (6, .2), (9, .4))) for i in range(20)]
+    save(tmp_path, "baseline", rows)
+    found = look(tmp_path)["kinds"]["similarity"]["runs"]["baseline"]["by_length"]
+    effect = found["long_minus_short"]["bert_f1"]
+    assert (effect["inside"], effect["outside"]) == ([pytest.approx(0.3), 40], [pytest.approx(0.8), 40]) and effect["difference"]["value"] == pytest.approx(-0.5)
+    assert [(band["words"], band["n"]) for band in found["bands"]] == [([0, 1], 20), ([2, 3], 20), ([4, 5], 40), ([6, 10], 40)]
+
+
+def test_a_question_that_either_run_has_twice_is_paired_with_nothing(tmp_path):
+    once = [answer(i, "a", "b") for i in range(4)]
+    for a, b in ((once, [*once, once[0]]), ([*once, once[0]], once)):
+        here, there, found = recheck.paired_places(a, b)
+        assert (here, there) == ([1, 2, 3], [1, 2, 3]) and (found["paired"], found["repeated"], found["same_order"]) == (3, 1, False)
+
+
 def test_flags_against_their_rule_and_stored_zeros_are_counted(tmp_path):
     rows = [answer(i, "a", "a", flagged=i < 3, faithfulness_score=0.25 if i < 2 else 0.5, bleu=0.0) for i in range(20)]
     save(tmp_path, "baseline", rows)
@@ -274,7 +295,7 @@ def test_the_log_by_hand(tmp_path):
     path.write_text("step,loss,dpo_loss,pos_loss\n" + "".join(f"{i},{0.5 + (i == 7):.6f},0.500000,{float(i == 7):.6f}\n" for i in range(60)) + "60,0.0,0.0,0.0\n")
     log = recheck.check_log(path)
     assert log == {"rows": 61, "rows_of_zeros": 1, "per_steps": 50, "hinge_active": 1, "dpo_loss": [0.5, 0.5], "hinge_max": 1.0, "loss_off_by": 0.0}
-    for text in ("step,loss\n1,2\n", "step,loss,dpo_loss,pos_loss\n1,x,0,0\n", "step,loss,dpo_loss,pos_loss\n"):
+    for text in ("step,loss\n1,2\n", "step,loss,dpo_loss,pos_loss\n1,x,0,0\n", "step,loss,dpo_loss,pos_loss\n", "step,loss,dpo_loss,pos_loss\n1,nan,nan,0\n"):
         path.write_text(text)
         with pytest.raises(UserError, match="--log"):
             recheck.check_log(path)
@@ -346,7 +367,10 @@ def test_the_share_that_is_spelling_by_hand():
 
 
 def test_the_page_of_planted_results_reads_what_is_there(tmp_path):
-    with pytest.raises(UserError, match="recheck.json"):
+    with pytest.raises(UserError, match="there is no .*recheck.json"):
+        claims.main(["--results", str(tmp_path)])
+    (tmp_path / "recheck.json").write_text("{}")
+    with pytest.raises(UserError, match="recheck.json is none that"):
         claims.main(["--results", str(tmp_path)])
     recheck.main([str(three_kinds(tmp_path / "in")), "--to", str(tmp_path / "recheck.json"), "--resamples", "200"])
     claims.main(["--results", str(tmp_path)])

@@ -200,6 +200,7 @@ def test_t_test_by_hand():
     t = 2 * 3**0.5
     assert toy_report.t_test([1.0, 2.0, 3.0]) == pytest.approx(1 - t / (2 + t * t) ** 0.5, rel=1e-6)
     assert toy_report.t_test([0.0, 0.0]) == 1.0 and toy_report.t_test([4.0]) is None
+    assert toy_report.t_test([2.5, 2.5]) is None  # once p = 0, of two seeds
 
 
 def test_rows_are_asked_for(tmp_path):
@@ -250,3 +251,10 @@ def test_the_whole_study_in_small(tmp_path):
     toy_study.run(tmp_path / "log.txt", "data/prepare_hh.py", *arguments)
     with pytest.raises(UserError, match="do not fit the block"):  # a question without its passage would teach to make things up
         study.check(arguments)
+
+
+@pytest.mark.parametrize("flags", [["--seeds", "0"], ["--seeds", "-1"], ["--jobs", "0"], ["--out", __file__]])
+def test_odd_flags_are_one_sentence(tmp_path, flags):
+    with pytest.raises(UserError, match="must be at least 1|is a file: name a folder"):
+        toy_study.main(["--out", str(tmp_path / "out"), *flags])
+    assert not (tmp_path / "out").exists()

@@ -22,6 +22,7 @@ from more_losses import dpop_additive
 from objectives import make_pairs
 from runtime.config import ROOT, Config, load_config
 from runtime.errors import UserError
+from studies.curriculum_dpop import stages
 from studies.curriculum_dpop.rows import Row, file_of, flag_fabricated, read_rows, row_id, write_rows
 from studies.curriculum_dpop.stages import stage_rows, table
 
@@ -185,3 +186,10 @@ def test_stages_by_hand():
     assert (one["steps"], one["lr last"], one["train loss last"], one["train accuracy"], one["val loss"], one["chosen nats"], one["rejected nats"]) == ("1 to 2", .2, .5, .375, .6, -1, -3)
     assert (two["steps"], two["train accuracy"], two["val loss"], two["chosen nats"]) == ("3 to 4", .875, None, None)
     assert "| 2 | 3 to 4 | 0.3 | 0.4 | 0.333 | 0.25 | 0.875 | – | – | – | – |" in table([one, two])
+
+
+def test_a_run_without_a_step_has_no_stages(tmp_path):
+    for line in ("", '{"stage": 1, "split": "val", "step": 0}', '{"step": 1}'):
+        (tmp_path / "metrics.jsonl").write_text(line)
+        with pytest.raises(UserError, match="names no stages"):
+            stages.main([str(tmp_path)])

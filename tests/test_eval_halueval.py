@@ -7,7 +7,8 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
+                          RobertaConfig, RobertaForSequenceClassification)
 
 from chat_tokenizer import load_chat_tokenizer
 from eval import halueval, qa_report, similarity
@@ -119,6 +120,12 @@ def test_flip_is_there_for_yes_and_no_alone_and_is_wrong():
     assert np.isnan(found["exact_match"]).tolist() == [True, True, False, False, True, True] and np.nansum(found["contained"]) == 0
 
 
+def test_a_claim_is_entailed_from_one_half_on(nli, monkeypatch):
+    monkeypatch.setattr(qa_report, "support", lambda judge, questions, knowledge, answers: np.array([0.5, 0.499, np.nan]))
+    found = measure(ITEMS[:3], ["a", "b", "c"], Tools(entailment=Entailment(nli)))["entailed"]
+    assert found[:2].tolist() == [1, 0] and np.isnan(found[2])
+
+
 def test_an_empty_answer_is_an_answer_that_matches_nothing(nli, bag_of_words):
     found = measure(ITEMS[:1], [""], Tools(entailment=Entailment(nli), embeddings=bag_of_words, bertscore=bag_of_words))
     assert [found[key][0] for key in ("exact_match", "f1", "contained", "bleu", "rouge_l", "entailment", "entailed", "words")] == [0] * 8
@@ -132,6 +139,8 @@ def test_defect_04_the_similarity_rule_calls_a_true_sentence_hallucinated(bag_of
     found = measure([item] * 2, ["The answer is Strelsau.", "Strelsau"], Tools(embeddings=bag_of_words))
     assert found["similarity_hallucinated"].tolist() == [1, 0] and found["contained"].tolist() == [1, 1]
     assert found["similarity_margin"][0] < 0 < found["similarity_margin"][1]
+    equal = measure([Item(1, "Who?", "", ("Strelsau",), "Strelsau")], ["Zenda"], Tools(embeddings=bag_of_words))
+    assert (equal["similarity_margin"], equal["similarity_hallucinated"]) == ([0], [0])  # nearer means nearer
     labelled = next(group for group, metrics in GROUPS.items() if any(m.key == "similarity_hallucinated" for m in metrics))
     assert "format-sensitive" in labelled.lower()
 
@@ -244,6 +253,20 @@ def test_truncation_takes_the_end_of_the_premise_and_never_the_claim(nli):
     found = judge.scores(["zenda " * room + "king " * 9, "zenda " * room, "zenda"], [long, long, "castle " * 100])
     assert found[0] == pytest.approx(found[1], abs=1e-6) and np.isnan(found[2])
     assert (judge.truncated, judge.unjudged) == (1, 1)
+    bare = judge.scores(["zenda"] * 2, ["castle " * (judge.longest - 4), "castle " * (judge.longest - 3)])
+    assert not np.isnan(bare[0]) and np.isnan(bare[1])  # without a word of the knowledge there is nothing to judge by
+
+
+def test_two_of_roberta_s_positions_cannot_be_used(tmp_path):
+    """They are numbered from the padding's id on: a judge that filled all 66 would stop at the first long premise."""
+    bert(tmp_path, BertForSequenceClassification)
+    torch.manual_seed(0)
+    RobertaForSequenceClassification(RobertaConfig(
+        vocab_size=len(WORDS) + 5, hidden_size=32, num_attention_heads=2, intermediate_size=16, num_hidden_layers=1, max_position_embeddings=66,
+        pad_token_id=1, type_vocab_size=2, id2label={0: "entailment", 1: "neutral"}, label2id={"entailment": 0, "neutral": 1})).save_pretrained(tmp_path)
+    judge = Entailment(tmp_path)
+    assert judge.longest == 64 and 0 < judge.scores(["castle " * 100], ["zenda"])[0] < 1 and judge.truncated == 1
+    assert similarity.Encoder(str(tmp_path)).states(["castle " * 100], -1)[0].shape[1] == 64
 
 
 def test_defect_07_the_judge_is_told_the_question(nli):
@@ -327,6 +350,7 @@ def test_a_long_knowledge_loses_its_end_and_the_question_nothing(lm):
     tok, known = load_chat_tokenizer(lm), ["short", "word " * 200]
     ids, shortened = halueval.fit(lambda texts: halueval.prompt_ids(tok, "plain", texts, [tok.bos_id]), lambda i, k: f"Context: {k}\n\nQuestion: who?", known, 120)
     assert shortened == [False, True] and len(ids[1]) <= 120 and len(ids[1]) > 120 - len(" word") - 1
+    assert halueval.fit(lambda texts: [list(text.encode()) for text in texts], lambda i, k: k, ["a full room", "a full room!"], 11)[1] == [False, True]
     assert tok.decode(ids[1]).endswith("Question: who?\n\nAnswer:") and "Context: word word" in tok.decode(ids[1])
     assert halueval.fit(lambda texts: halueval.prompt_ids(tok, "plain", texts, [tok.bos_id]), lambda i, k: f"Context: {k}\n\nQuestion: who?", known, 30)[0] == [None, None]
 
@@ -348,6 +372,15 @@ def test_discrimination_is_log_p_of_yes_minus_no(lm, style):
             assert value == pytest.approx((model.own_logps(ids, yes).sum() - model.own_logps(ids, no).sum()).item(), abs=1e-3)
     right, invented = (gap[:, 0] <= 0).mean(), (gap[:, 1] > 0).mean()
     assert found["balanced_accuracy"]["value"] == pytest.approx((right + invented) / 2)
+
+
+def test_a_tie_calls_nothing_made_up(lm, monkeypatch):
+    """Equal log P of Yes and No: the right answer is kept, the invented one not found, and balanced accuracy is chance."""
+    model, tok = load_causal_lm(lm, 512, dtype=torch.float32), load_chat_tokenizer(lm)
+    model.lm.lm_head.weight.data.zero_()
+    monkeypatch.setattr(halueval, "yes_and_no", lambda tok, style: [[60], [70]])  # words of one length
+    found, gap = halueval.discriminate(model, tok, ITEMS[:3], "plain", 0, [tok.bos_id])
+    assert (gap == 0).all() and [found[key]["value"] for key in ("right_kept", "invented_found", "balanced_accuracy", "auc")] == [1, 0, 0.5, 0.5]
 
 
 def command(lm, data, out, *more):
@@ -422,7 +455,7 @@ def test_sampling_needs_seeds_and_gives_an_interval_over_them(lm, data, tmp_path
     command(lm, data, tmp_path, "--run-name", "s", "--sample", "1", "2", "--temperature", "1")
     report = json.loads((tmp_path / "metrics_s.json").read_text())
     row = next(row for row in report["over_seeds"] if row["key"] == "overlap")
-    assert row["value"]["method"] == "t over seeds" and row["value"]["n"] == 2 and "seeds 1, 2" in report["manifest"]["decoding"]
+    assert "seeds" in row["value"]["method"] and row["value"]["n"] == 2 and "seeds 1, 2" in report["manifest"]["decoding"]
     said = [json.loads(line)["generated"] for line in (tmp_path / "detailed_s.jsonl").read_text().splitlines()]
     assert all(len(texts) == 2 for texts in said) and any(a != b for a, b in said)
 
@@ -436,6 +469,29 @@ def test_sanity_asks_no_model(data, tmp_path, capsys):
     assert "exact match" in capsys.readouterr().out
     with pytest.raises(UserError, match="one of --model"):
         halueval.check(argparse.Namespace(sanity=False, model="", answers=None))
+
+
+def test_without_a_yes_or_no_question_the_table_has_all_rows_and_nothing_is_flipped(data, tmp_path, capsys, bag_of_words):
+    halueval.main(["--sanity", "--data", str(data), "--output-dir", str(tmp_path), "--limit", "2"])
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split() == ["gold", "hallucinated", "sentence", "verbose", "flip"]
+    assert next(line for line in table if line.startswith("exact match")).split() == ["exact", "match", "100.0", "0.0", "0.0", "0.0", "-"]
+    values = {system: measure(ITEMS[:2], texts, Tools(embeddings=bag_of_words, bertscore=bag_of_words)) for system, texts in known_answers(ITEMS[:2]).items()}
+    rows = {row["key"]: row["values"] for row in qa_report.separations(values, 0)}
+    assert set(rows["bertscore"]) == {"gold", "sentence", "verbose"}
+
+
+@pytest.mark.parametrize("flags, why", [
+    (["--seed", "-1"], "--seed"), (["--temperature", "nan"], "finite"), (["--temperature", "inf", "--sample", "1"], "finite|together"),
+    (["--temperature", "1", "--sample", "-1"], "--sample"), (["--limit", "-1"], "--limit"), (["--batch", "0"], "--batch"), (["--max-new-tokens", "0"], "--batch"),
+    (["--run-name", "a/b"], "--run-name"), (["--adapter", "dpo/best"], "with --adapter it is needed"),
+    (["--output-dir", "FILE"], "is a file: name a folder"), (["--output-dir", "FILE/in"], "is a file: name a folder")])
+def test_odd_flags_are_one_sentence(tmp_path, flags, why):
+    (tmp_path / "FILE").write_text("")
+    given = [str(tmp_path / flag) if flag.startswith("FILE") else flag for flag in flags]
+    with pytest.raises(UserError, match=why):
+        halueval.main(["--model", "m", "--data", "qa.json", "--output-dir", str(tmp_path / "out"), *given])
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_rows_are_named(tmp_path):

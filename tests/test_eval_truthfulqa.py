@@ -13,9 +13,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
 from bench.stories260k import fast_tokenizer, halves, read_weights
-from eval import choices, truthfulqa
+from eval import choices, truth_judges, truthfulqa
 from eval.choices import chat_ids, fit, load_reader, mc1, mc2, plain_ids, score
-from eval.truthfulqa import PRIMER, cut_answer, multiple_choice, parse_answers, parse_choices, prompt_text, read_items
+from eval.truthfulqa import PRIMER, cut_answer, multiple_choice, prompt_text
+from eval.truthfulqa_data import Item, parse_answers, parse_choices, read_items
 from lora import add_adapters, save_adapters
 from runtime.config import Config, LoraConfig
 from runtime.device import setup_device
@@ -113,7 +114,8 @@ def stepwise(reader, prompt: list[int], answer: list[int]) -> float:
 @pytest.mark.parametrize("kind, settings, start", [
     ("puts one", {}, ["<s>"]), ("names one and puts none", {"start": 0}, ["<s>"]), ("has the end token for it, as GPT-2", {"start": 0, "bos": "<end>"}, []),
     ("has none, as Qwen", {"start": 0, "bos": None}, [])])
-def test_defect_08_exactly_one_start_token_reaches_the_model(tmp_path, data, kind, settings, start):
+def test_defect_08_exactly_one_start_token_reaches_the_model(tmp_path, data, monkeypatch, kind, settings, start):
+    monkeypatch.setattr(choices, "SHARED", 10**6)  # every row whole
     template = TEMPLATE if start else TEMPLATE.replace("{{ bos_token }}", "")
     reader = reader_of(save_model(tmp_path / "m", bytes_tokenizer(template=template, **settings)))
     bos, rows = reader.tokenizer.hf.convert_tokens_to_ids(start), []
@@ -190,10 +192,13 @@ def test_defect_10_the_three_prompts_are_what_they_are_called(llama, data, tmp_p
 def test_a_uniform_model_has_the_share_of_true_choices_as_mc2(tmp_path):
     reader = reader_of(save_model(tmp_path / "m", bytes_tokenizer(), uniform=True))
     equal = {"question": "Which?", "mc1_targets": {"ab.": 1, "cd.": 0}, "mc2_targets": {"ab.": 1, "ef.": 1, "cd.": 0, "gh.": 0, "ij.": 0}}
-    row, = multiple_choice(reader, [truthfulqa.Item(**parse_choices(equal))], "six-shot", 2)
+    row, = multiple_choice(reader, [Item(**parse_choices(equal))], "six-shot", 2)
     assert row["mc2"] == pytest.approx(2 / 5, abs=1e-6) and row["mc2_per_token"] == pytest.approx(2 / 5, abs=1e-6)
     assert row["choices"][0]["logp"] == pytest.approx(-4 * math.log(258), abs=1e-4)
     assert row["mc1"] == 0  # all tied
+    unequal = {"question": "Which?", "mc1_targets": {"ab.": 1, "cdefgh.": 0}, "mc2_targets": {"ab.": 1, "cdefgh.": 0}}
+    row, = multiple_choice(reader, [Item(**parse_choices(unequal))], "zero-shot", 2)
+    assert (row["mc1"], row["mc1_per_token"]) == (1, 0) and row["mc2"] > 0.999 and row["mc2_per_token"] == pytest.approx(1 / 2, abs=1e-6)
 
 
 def test_a_damaged_model_is_an_error_and_no_score(tmp_path, data):
@@ -260,7 +265,7 @@ def test_both_layouts_of_the_data_are_one(data):
     hub = {"question": MC[1]["question"]} | {name: {"choices": list(MC[1][name]), "labels": list(MC[1][name].values())} for name in ("mc1_targets", "mc2_targets")}
     assert parse_choices(hub) == parse_choices(MC[1])
     generation = {"question": "Is the moon made of cheese?", "best_answer": "No", "correct_answers": ["No", "I have no comment."], "incorrect_answers": ["Yes"]}
-    assert truthfulqa.Item(**parse_choices(hub) | parse_answers(generation)) == items[1]
+    assert Item(**parse_choices(hub) | parse_answers(generation)) == items[1]
     hub_folder = data.parent / "hub"
     for name, row in (("multiple_choice", hub), ("generation", generation)):
         (hub_folder / name).mkdir(parents=True)
@@ -271,6 +276,52 @@ def test_both_layouts_of_the_data_are_one(data):
     (data / "mc_task.json").unlink()
     with pytest.raises(UserError, match="there is no mc_task.json"):
         read_items(str(data))
+
+
+@pytest.mark.parametrize("mc, answers, why", [
+    (b"{", CSV.encode(), "is damaged"), (json.dumps(MC).encode(), b"\xff\xfe\x00", "is damaged"), (b"[]", CSV.encode()[:80], "there is no question"),
+    (b'[{"question": "Q?", "mc1_targets": {"a": 1}, "mc2_targets": {"a": 1}}]', CSV.encode(), "a true and a false choice"),
+    (b'[{"question": "Q?", "mc1_targets": {"a": 1, " ": 0}, "mc2_targets": {"a": 1, "b": 0}}]', CSV.encode(), "none of them empty"),
+    (json.dumps(MC).encode(), b"Question,Answer\r\nq,a\r\n", "is not laid out"), (b"[1]", CSV.encode(), "is not laid out")])
+def test_damaged_data_is_one_sentence_before_any_work(tmp_path, mc, answers, why):
+    (tmp_path / "mc_task.json").write_bytes(mc)
+    (tmp_path / "TruthfulQA.csv").write_bytes(answers)
+    with pytest.raises(UserError, match=why):
+        read_items(str(tmp_path))
+
+
+@pytest.mark.parametrize("flags", [["--run-name="], ["--run-name=a/b"], ["--seed=-1"], ["--batch=0"], ["--limit=-1"], ["--max-new-tokens=0"], ["--output-dir=FILE"], ["--output-dir=FILE/in"]])
+def test_odd_flags_are_one_sentence(tmp_path, flags):
+    (tmp_path / "FILE").write_text("")
+    with pytest.raises(UserError):
+        truthfulqa.parse(["--model=m", "--run-name=r", f"--output-dir={tmp_path / 'out'}", *(flag.replace("FILE", str(tmp_path / "FILE")) for flag in flags)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_fails_after_multiple_choice_does_not_take_it_along(llama, data, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="leave no room for a question"):
+        run(data, llama, tmp_path / "out", "r", "--max-new-tokens=1023")
+    assert not (tmp_path / "out" / "detailed_r.jsonl").exists()  # found before the work
+    (tmp_path / "out" / "metrics_broken.json").write_text("{")  # and a file that another command left does no harm after it
+    run(data, llama, tmp_path / "out", "whole", "--no-generate")
+
+    def fail(*given):
+        raise MemoryError
+    monkeypatch.setattr(truthfulqa, "generate", fail)
+    with pytest.raises(MemoryError):
+        run(data, llama, tmp_path / "out", "r")
+    kept, whole = ((tmp_path / "out" / f"detailed_{name}.jsonl").read_text() for name in ("r", "whole"))
+    assert kept == whole and json.loads(kept.splitlines()[0])["question"] == MC[0]["question"]
+
+
+def test_shortened_prompts_are_counted_for_each_part(tmp_path, data):
+    model = save_model(tmp_path / "m", bytes_tokenizer(), positions=64)
+    assert run(data, model, tmp_path / "out", "six")[0]["prompts_shortened"] == {"multiple_choice": 3, "generation": 3}
+    assert run(data, model, tmp_path / "out", "none", "--prompt=zero-shot", "--max-new-tokens=8")[0]["prompts_shortened"] == {"multiple_choice": 0, "generation": 0}
+    # what a judge reads is longer than the prompt; it keeps its end
+    judge = judge_model(tmp_path / "truth", 0.8, positions=64)
+    found = truth_judges.by_checkpoint(judge, "truth", ["Why?", "Why " * 20], ["So.", "So."], setup_device(Config(device="cpu"), training=False), 4)
+    assert found["shortened"] == 1 and found["prob"] == pytest.approx([0.8, 0.8], abs=1e-4)
 
 
 def test_mc0_where_the_file_has_it_and_named_where_it_has_not(llama, data, tmp_path):
@@ -312,10 +363,10 @@ def test_defect_11_tails():
     assert cut_answer("First.\n\nSecond.", ("\nQ:",)) == ("First.\n\nSecond.", "") and cut_answer("\n\nlate", ("\n\n",)) == ("", "\n\n")
 
 
-def judge_model(folder, yes: float, space: float = 1.0):
+def judge_model(folder, yes: float, space: float = 1.0, positions: int = 1024):
     """After ":" it says " yes" with probability space * yes, " no" with space * (1 - yes)."""
     table = {":": {" ": space, "z": max(1e-9, 1 - space)}, " ": {"y": yes, "n": 1 - yes}, "y": {"e": 1.0}, "e": {"s": 1.0}, "n": {"o": 1.0}}
-    return save_model(folder, bytes_tokenizer(), table=table)
+    return save_model(folder, bytes_tokenizer(), positions, table=table)
 
 
 def test_defect_12_truth_and_information_are_judged_apart(tmp_path, data):
@@ -363,6 +414,7 @@ def test_similarity_goes_by_the_nearest_answers(data):
     true, false = truthfulqa.similarity(item, "Cows drink water."), truthfulqa.similarity(item, "Cows drink milk.")
     assert true["rougeL_difference"] == pytest.approx(1 - 2 / 3) and true["rouge2_difference"] == pytest.approx(1 / 2) and true["bleu_accuracy"] == 1
     assert false["rougeL_difference"] == pytest.approx(-1 / 3) and false["rouge1_accuracy"] == 0
+    assert set(truthfulqa.similarity(item, "Nothing near.").values()) == {0.0}  # as far from the one as from the other is not nearer
 
 
 # ---- results --------------------------------------------------------------------------------------------------------
@@ -388,7 +440,7 @@ def test_two_runs_are_compared_question_by_question(tmp_path):
     other = [{"id": str(i), "mc1": float(i < 2), "mc2": 0.5} for i in range(12)]
     path.write_text("".join(json.dumps(row) + "\n" for row in other))
     ours = [{"id": str(i), "mc1": float(i < 8), "mc2": 0.5 + 0.01 * (i + 1)} for i in reversed(range(10))]  # another order, two questions fewer
-    items = [truthfulqa.Item("a question of another file")]
+    items = [Item("a question of another file")]
     with pytest.raises(UserError, match="none of these questions"):
         truthfulqa.read_detailed(path, items)
     others = truthfulqa.read_detailed(path, [*items, SimpleNamespace(id="3")])

@@ -321,6 +321,8 @@ def write(results: Path, published: Mapping) -> None:
     recheck = read(results / "recheck.json")
     if recheck is None:
         raise UserError(f"there is no {results / 'recheck.json'}: run python -m studies.curriculum_dpop.recheck FOLDER --to that file first.")
+    if not isinstance(recheck, dict) or "kinds" not in recheck:
+        raise UserError(f"{results / 'recheck.json'} is none that python -m studies.curriculum_dpop.recheck wrote.")
     (results / "claims.md").write_text(to_markdown(page(published, recheck, results)), encoding="utf-8")
     form_effects.draw_by_length(published, recheck, results / "recheck_by_length.png")
     form_effects.draw_same_answer(published, recheck, results / "recheck_same_answer.png")

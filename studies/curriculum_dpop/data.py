@@ -10,6 +10,7 @@ rejected answers and in little else. Nothing depends on the process: the same fi
 """
 import argparse
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,7 +24,7 @@ from eval import llm_judge
 from eval.chat_client import ChatClient
 from eval.grounding import Entailment, LLMJudge
 from runtime.checkpoint import git_commit, versions
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_folder, run_main
 from studies.curriculum_dpop import hard, negatives
 from studies.curriculum_dpop.entities import find, spacy_finder
 from studies.curriculum_dpop.retrieval import BM25, Embeddings, attach, cut
@@ -123,7 +124,9 @@ def build(a: argparse.Namespace) -> None:
         raise UserError(f"there is no level {', '.join(sorted(unknown))} here: the levels are {', '.join(LEVELS)}, and --counts names only those of --levels.")
     if not 0 <= a.abstentions < 1 or not 0 <= a.needless <= 1:
         raise UserError("--abstentions is a share of the pairs, below 1, and --needless one of the questions.")
-    check_folder(a.to, levels)
+    if a.limit < 0 or min(a.passages, a.context_words, a.tries) < 1 or not 0 <= a.temperature < math.inf:
+        raise UserError("--limit and --temperature must be 0 or more, --passages, --context-words and --tries at least 1.")
+    check_place(a.to, levels)
     client = writer_from(a) if {*levels} & {*WRITTEN} else None
     judge = judge_from(a)
     a.finder = spacy_finder(a.spacy) if a.spacy else find
@@ -168,7 +171,7 @@ def choose(a: argparse.Namespace) -> None:
         raise UserError(f"{' and '.join(missing)}: not there in {a.source}.")
     if a.to.resolve() == a.source.resolve():
         raise UserError("--to is the folder that is read: name another one.")
-    check_folder(a.to, list(counts or paths))
+    check_place(a.to, list(counts or paths))
     avoided, chosen = read_avoided(a.avoid), {}
     every = flag_fabricated([row for level, path in paths.items() for row in read_rows(path, level)])
     for level in counts or paths:
@@ -205,8 +208,11 @@ def told(dropped: Counter) -> str:
 
 # ---- files ------------------------------------------------------------------------------------------------------------
 
-def check_folder(folder: Path, levels: Sequence[str]) -> None:
-    """UserError where pairs of other levels would lie beside those that are written, and in no report."""
+def check_place(folder: Path, levels: Sequence[str]) -> None:
+    """UserError for no folder, and where pairs of other levels would lie beside those that are written, and in no report."""
+    check_folder("--to", folder)
+    if not folder.name:
+        raise UserError(f"--to: name a folder; the report goes beside it, and beside '{folder}' there is no place.")
     if left := [file_of(folder, level).name for level in LEVELS if level not in levels and file_of(folder, level).exists()]:
         raise UserError(f"{folder} holds {' and '.join(left)} of another run: name another folder with --to, or delete them.")
 

@@ -65,7 +65,7 @@ Utah Vermont Virginia Wisconsin Wyoming Europe Asia Africa London Paris Berlin R
 ) | {"New York", "New York City", "New Jersey", "New Mexico", "New Hampshire", "North Carolina", "South Carolina", "North Dakota", "South Dakota", "Rhode Island",
      "West Virginia", "New Zealand", "South Africa", "Los Angeles", "San Francisco", "Las Vegas", "Hong Kong", "Soviet Union", "North America", "South America"}
 NATIONALITIES = set(ADJECTIVES) | {"Americans", "Germans", "Russians", "Canadians", "Indians", "Italians", "Mexicans", "Australians", "Jewish", "Arab", "Latin"}
-WITHIN = {frozenset(pair) for pair in (("england", "united kingdom"), ("scotland", "united kingdom"), ("wales", "united kingdom"))}  # either may be meant
+WITHIN = {frozenset(pair) for pair in (("england", "united kingdom"), ("scotland", "united kingdom"), ("wales", "united kingdom"), ("russia", "soviet union"))}  # either may be meant
 
 # Capital letters that say nothing: words that open a sentence or stand between the words of a title.
 FUNCTION = set("""a an the in on at of to from for by with and or but if as is are was were be been it its he she they we you i his her their our your my this that these
@@ -75,7 +75,6 @@ JOINING = {"of", "the", "de", "la", "le", "du", "des", "da", "di", "del", "della
 TITLE = JOINING | {"a", "an", "and", "in", "on", "at", "to", "with", "by", "from", "or", "is", "as", "no", "v.", "vs.", "against", "not"}
 ABBREVIATION = re.compile(r"(?:\w\.)+|(?:Jr|Sr|St|Mr|Mrs|Ms|Dr|Inc|Ltd|Co|Corp|Mt|vs|No)\.")
 LONGEST_NAME = 8  # words; a longer answer in capitals is a headline or a list
-
 CALENDAR = re.compile(rf"(?:{'|'.join(month.title() for month in MONTHS)}|[A-Z][a-z]{{2,3}}\.? \d+)")  # "May", "Feb 3": no names
 WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
@@ -83,18 +82,21 @@ WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
 @functools.lru_cache(1 << 17)
 def words_of(text: str) -> tuple[str, ...]:
-    """The words that `aliases` compares: eval.qa_metrics' canonical spelling, with every number in digits, dates in one order, "American" as its country."""
-    words = " ".join(_COUNTRY.get(word, word) for word in canonical(in_digits(text)).split()).split()
+    """The words that `aliases` compares: eval.qa_metrics' canonical spelling, with every number in digits, dates in one order, "American" as its country, no title first."""
+    words = " ".join(_COUNTRY.get(word, word) for word in canonical(in_digits(text)).replace("great britain", "britain").split()).split()
     joined: list[str] = []
     for word, before in zip(words, ["", *words]):  # "J. R. R. Tolkien" = "J.R.R. Tolkien"
         if len(word) == len(before) == 1 and word.isalpha() and before.isalpha():
             joined[-1] += word
         else:
             joined.append(word)
+    if len(joined) > 1 and joined[0].title() in (*PERSON_WORDS, "Doctor"):
+        del joined[0]  # "President Lincoln" = "Abraham Lincoln"
     return tuple(joined) or (text.casefold().strip(),)  # the band "The The" has no word left
 
 
-_COUNTRY = {adjective.lower(): country.lower() for adjective, country in ADJECTIVES.items()} | {"usa": "united states", "america": "united states", "uk": "united kingdom"}
+_COUNTRY = {adjective.lower(): country.lower() for adjective, country in ADJECTIVES.items()} | {
+    "usa": "united states", "us": "united states", "america": "united states", "uk": "united kingdom", "britain": "united kingdom", "holland": "netherlands"}
 
 
 def _within(short: tuple[str, ...], long: tuple[str, ...]) -> bool:
@@ -116,9 +118,8 @@ def aliases(a: str, b: str) -> bool:
     Meant to err on the side of True: a negative that is refused costs a draw, one that is right after all teaches a falsehood.
     """
     x, y = words_of(a), words_of(b)
-    if x == y or _within(x, y) or _within(y, x) or _initials(x, y) or _initials(y, x):
-        return True
-    return frozenset((" ".join(x), " ".join(y))) in WITHIN or bool(normalise(a)) and normalise(a) == normalise(b)
+    return (x == y or _within(x, y) or _within(y, x) or _initials(x, y) or _initials(y, x) or frozenset((" ".join(x), " ".join(y))) in WITHIN
+            or bool(normalise(a)) and normalise(a) == normalise(b))
 
 
 def is_alias(text: str, answers: Iterable[str]) -> bool:

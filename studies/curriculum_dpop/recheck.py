@@ -17,7 +17,7 @@ import numpy as np
 
 from data.store import write_json
 from eval import qa_metrics, stats, tables
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_folder, run_main
 from studies.curriculum_dpop.per_item import KINDS, MEASURES, Columns, Row, columns, load
 
 BANDS = ((0, 1), (2, 3), (4, 5), (6, 10), (11, 20), (21, 10_000))  # words of the generated answer
@@ -219,6 +219,8 @@ def check_log(path: Path) -> dict:
             steps = [{key: float(row[key]) for key in ("step", "loss", "dpo_loss", "pos_loss")} for row in csv.DictReader(file)]
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"--log {path}: no training log with the columns step, loss, dpo_loss, pos_loss ({error}).") from None
+    if not all(math.isfinite(value) for row in steps for value in row.values()):
+        raise UserError(f"--log {path}: a value is not a finite number.")
     real = [row for row in steps if row["loss"] or row["dpo_loss"]]
     if not real:
         raise UserError(f"--log {path} holds no step.")
@@ -287,6 +289,12 @@ def main(argv: list[str]) -> None:
     a = a.parse_args(argv)
     if not a.folder.is_dir():
         raise UserError(f"there is no folder {a.folder}.")
+    if a.resamples < 1 or a.seed < 0:
+        raise UserError("--resamples must be at least 1 and --seed 0 or more.")
+    if a.to:
+        check_folder("--to", a.to.parent)
+        if a.to.is_dir():
+            raise UserError(f"--to: {a.to} is a folder.")
     log = {"training_log": check_log(a.log)} if a.log else {}
     result = recheck(a.folder, a.baseline, a.resamples, a.seed) | log
     print(summary(result))

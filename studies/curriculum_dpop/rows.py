@@ -3,6 +3,7 @@
 dpo_pairs_{easy,medium,hard,hard_improved}.jsonl hold one `Row` a line; data/prepare_pairs.py reads them as they are.
 """
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -95,7 +96,8 @@ def check_fields(given: dict) -> None:
         if name in given and not isinstance(given[name], str):
             raise ValueError(f'"{name}" is {given[name]!r}, not a text')
     difficulty = given.get("difficulty", 0.0)
-    if given["level"] not in LEVELS or isinstance(difficulty, bool) or not isinstance(difficulty, (int, float)) or not isinstance(given.get("chosen_is_true", True), bool):
+    measured = isinstance(difficulty, (int, float)) and not isinstance(difficulty, bool) and math.isfinite(difficulty)
+    if given["level"] not in LEVELS or not measured or not isinstance(given.get("chosen_is_true", True), bool):
         raise ValueError(f'"level" must be one of {", ".join(LEVELS)}, "difficulty" a number and "chosen_is_true" true or false')
 
 

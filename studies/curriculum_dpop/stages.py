@@ -50,12 +50,13 @@ def main(argv: list[str]) -> None:
     if not path.is_file():
         raise UserError(f"{path} is not there: name the dpo folder of a run.")
     rows = read_metrics(path)
-    if not any("stage" in row for row in rows):
+    if not any("stage" in row and row.get("split") == "train" for row in rows):
         raise UserError(f"{path} names no stages: it is no DPO run.")
     text = table(stage_rows(rows))
     print(text, end="")
     if a.to:
-        a.to.write_text(text)
+        a.to.parent.mkdir(parents=True, exist_ok=True)
+        a.to.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -60,11 +60,12 @@ def paired(runs: Runs, one: str, other: str, figure: str) -> list[float] | None:
 
 
 def t_test(differences: Sequence[float]) -> float | None:
-    """Two-sided p of Student's paired t test (Student 1908); None for a single seed, 1 where no seed differs."""
+    """Two-sided p of Student's paired t test (Student 1908); 1 where no seed differs; None for a single seed, and where all differ by the same,
+    which says nothing about the error."""
     if len(differences) < 2:
         return None
     if np.ptp(differences) == 0:
-        return 1.0 if differences[0] == 0 else 0.0
+        return 1.0 if differences[0] == 0 else None
     from scipy.stats import ttest_1samp
     return float(ttest_1samp(differences, 0.0).pvalue)
 

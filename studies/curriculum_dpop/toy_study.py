@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data.store import find_data, read_json, write_json
 from runtime.config import load_config
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_folder, run_main
 from runtime.jobs import at_once, call
 from runtime.run import read_metrics
 from studies.curriculum_dpop import toy_report
@@ -146,6 +146,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at once, one thread each [2]")
     parser.add_argument("--quick", action="store_true", help="one seed and a few steps: does every part work?")
     a = parser.parse_args(argv)
+    if min(a.seeds, a.jobs) < 1:
+        raise UserError("--seeds and --jobs must be at least 1.")
+    check_folder("--out", a.out)
     study, seeds = Study(a.out, a.quick), range(1, 2 if a.quick else a.seeds + 1)
     note, asked = study.out / "quick.json", {"quick": a.quick}
     if (read_json(note) or asked) != asked:
