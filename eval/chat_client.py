@@ -63,8 +63,11 @@ class ChatClient:
     def __post_init__(self):
         if min(self.concurrency, self.tries, self.max_tokens) < 1 or self.timeout <= 0:
             raise UserError("LLM judge: concurrency, tries and max-tokens must be at least 1, and the timeout more than 0 seconds.")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"LLM judge: a temperature is a number from 0 up, not {self.temperature:g}.")
         self.file = self.cache / (re.sub(r"[^\w.-]+", "_", self.model)[-100:] + ".jsonl")  # a model may be a long path; its keys tell it apart
         self.lock, self.stopped, self.schemas, self.seconds = threading.Lock(), threading.Event(), True, 0.0
+        self.draw = 0  # stands for the seed in the keys where none is sent: see `reseeded`
         self.server = None if self.replay else self._connect()
         self.known = _read_cache(self.file, self.replay)
 
@@ -84,17 +87,19 @@ class ChatClient:
 
     @contextmanager
     def reseeded(self, k: int) -> Iterator[None]:
-        """Within it questions are asked with the seed k further on, and so are new questions; nothing changes where no seed is sent."""
-        first = self.seed
-        self.seed = None if first is None else first + k
+        """Within it questions are asked with the seed k further on, and so are new questions, also where no seed is sent: what was said
+        to the k-th asking is no answer to the next."""
+        first, drawn = self.seed, self.draw
+        self.seed, self.draw = None if first is None else first + k, drawn + k
         try:
             yield
         finally:
-            self.seed = first
+            self.seed, self.draw = first, drawn
 
     def key(self, messages: Messages, schema: dict | None) -> str:
         """Content hash of a question."""
-        asked = [self.model, messages, schema, self.temperature, self.seed, self.max_tokens, self.reasoning_effort]
+        seed = f"not sent, {self.draw}" if self.seed is None and self.draw else self.seed
+        asked = [self.model, messages, schema, self.temperature, seed, self.max_tokens, self.reasoning_effort]
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def ask_all(self, questions: Sequence[Messages], schema: dict | None = None, show: str = "") -> list[str | None]:

@@ -133,9 +133,9 @@ def add_arguments(a: argparse.ArgumentParser) -> None:
     a.add_argument("--replay", action="store_true", help="llm: use cached answers only; needs no key and no network")
 
 
-def client_from(a: argparse.Namespace, cache: Path) -> ChatClient:
-    """The client the arguments describe."""
+def client_from(a: argparse.Namespace, cache: Path, temperature: float = 0.0) -> ChatClient:
+    """The client the arguments describe. Not among them: the temperature, which of a judge that is asked once is 0."""
     if not a.model:
         raise UserError("llm: name the model with --model.")
-    return ChatClient(a.model, cache, a.base_url, max_tokens=a.max_tokens, reasoning_effort=a.reasoning_effort, concurrency=a.concurrency, timeout=a.timeout,
+    return ChatClient(a.model, cache, a.base_url, temperature, max_tokens=a.max_tokens, reasoning_effort=a.reasoning_effort, concurrency=a.concurrency, timeout=a.timeout,
                       seed=None if a.no_seed else 0, price=tuple(a.price) if a.price else None, replay=a.replay)

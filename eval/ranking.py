@@ -13,6 +13,7 @@ from runtime.errors import UserError
 Game = tuple[str, str, float, object]  # (first system, second system, the first's score: 1, 0 or .5 for a tie, prompt or session)
 RIDGE = 1.0  # prior precision of the length coefficient: one pair's worth, so that a perfect split by length stays finite
 ELO = 400 / np.log(10)  # Elo points per unit of log-odds
+FLAT = 1e-6  # games: an expected number of wins or ties that is this near to the one seen is equal to it
 START = 1000.0  # the Elo of an average system
 
 
@@ -105,7 +106,8 @@ def davidson(wins: np.ndarray, ties: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """Bradley-Terry with a parameter for ties (Davidson 1970): log-strengths [..., k] with mean zero, and nu [...].
 
     wins [..., k, k]: decided games that i won against j; ties [..., k, k]: tied games, symmetric. With pi = exp(strength), i wins, j wins and a tie
-    are as likely as pi_i : pi_j : nu sqrt(pi_i pi_j). nu is 0 where nothing was tied; NaN where no finite maximum exists.
+    are as likely as pi_i : pi_j : nu sqrt(pi_i pi_j). nu is 0 where nothing was tied; NaN where no finite maximum exists, as with ties alone, or with
+    two systems one of which wins or ties and never loses (half a win for a tie has a maximum there).
     """
     from scipy.optimize import root
     wins, ties = np.asarray(wins, dtype=np.float64), np.asarray(ties, dtype=np.float64)
@@ -118,6 +120,9 @@ def davidson(wins: np.ndarray, ties: np.ndarray) -> tuple[np.ndarray, np.ndarray
     for at, (won, even) in enumerate(zip(wins.reshape(-1, k, k), ties.reshape(-1, k, k))):
         if np.isnan(nus[at]) or not even.any():
             continue
+        if not won.any():
+            strengths[at] = nus[at] = np.nan
+            continue
         seen = np.stack([won[i, j], won[j, i], even[i, j]])  # [3, pairs]
 
         def slope(theta: np.ndarray) -> np.ndarray:
@@ -129,7 +134,9 @@ def davidson(wins: np.ndarray, ties: np.ndarray) -> tuple[np.ndarray, np.ndarray
         # the log-likelihood is concave: its only flat point is the maximum
         first = np.append(strengths[at, :-1] - strengths[at, -1], np.log(even.sum() / won.sum()))
         found = root(slope, first, tol=1e-10)
-        s = np.append(found.x[:-1], 0.0) if np.abs(slope(found.x)).max() < 1e-6 else np.full(k, np.nan)
+        # on the way to infinity the slope is flat as well, where less than FLAT losses are expected: there the odds are beyond 1 / FLAT
+        s = np.append(found.x[:-1], 0.0)
+        s = s if np.abs(slope(found.x)).max() < FLAT and np.ptp(s) < -np.log(FLAT) else np.full(k, np.nan)
         strengths[at], nus[at] = s - s.mean(), np.exp(found.x[-1]) + 0 * s[0]
     return strengths.reshape(wins.shape[:-1]), nus.reshape(wins.shape[:-2])
 

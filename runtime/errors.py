@@ -17,6 +17,15 @@ def check_folder(option: str, folder: Path) -> None:
             raise UserError(f"{option}: {path} is a file: name a folder.")
 
 
+def check_file(option: str, file: Path, *read: Path) -> None:
+    """UserError where `file` cannot be written, since a folder or another file is in its way, or would replace one of those that are read."""
+    check_folder(option, file.parent)
+    if file.is_dir():
+        raise UserError(f"{option}: {file} is a folder: name a file.")
+    if any(file.exists() and path.exists() and file.samefile(path) for path in read):
+        raise UserError(f"{option}: {file} would replace what is read: name another file.")
+
+
 def is_disk_full(error: BaseException) -> bool:
     """True for the ways a file system says that there is no room: full, over quota, or over the largest file allowed.
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_eval_llm_judge import Server, verdict
+from judge_server import Server, verdict
 from test_eval_run import SMALL, experiment
 
 from eval import compare, judge, report

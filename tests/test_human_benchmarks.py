@@ -62,7 +62,7 @@ def test_trap_an_exception_becomes_a_wrong_answer(tmp_path):
     assert (row["no_answer"], row["half_answered"], row["answered"]["value"], row["all"]["n"]) == (1, 1, 0.5, 3)
     assert rows["EA", "en", "mute"]["answered"] is None and rows["EA", "en", "mute"]["by_category"] == {}
     assert "EA en, m: 2 of 4 questions have no answer, which the runner counts as wrong and does not ask again" in found["warnings"]
-    assert "| EA en | mute | 2 of 200 | 2 | not measured | 0.0 % [0.0, 65.8] |" in benchmark_results.page({"base": "", "emobench": found})
+    assert "| EA en | mute | 2 of 200 | 2 | not measured | 0.0 % [0.0, 65.8] |" in benchmark_results.page({"command": "", "base": "", "emobench": found})
 
 
 def test_trap_an_interrupted_run_passes_for_a_whole_one_and_a_question_counts_twice(tmp_path):
@@ -285,7 +285,7 @@ def test_trap_the_runner_goes_on_from_another_models_results(tmp_path, keys):
     start("n")
     write(tmp_path / "checkout" / "results", "EA", "n", [ea(1, "A")])
     start("n")  # the same again may go on
-    with pytest.raises(UserError, match="of another model or other settings: choose another --name"):
+    with pytest.raises(UserError, match="of another model, judge or settings: choose another --name"):
         start("n", "--use-cot")
     with pytest.raises(UserError, match="has no src/main.py"):
         benchmarks.main(["emobench", "--checkout", str(tmp_path), "--url", "http://x/v1", "--name", "n", "--to", str(tmp_path / "out")])

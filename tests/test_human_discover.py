@@ -40,6 +40,7 @@ def test_the_filter_by_hand():
     found, out = usable_games(rows)
     assert [row["game_id"] for row in found] == ["full"] and (found[0]["who_is_human"], found[0]["ai_model"], found[0]["human_correct"]) == ("B", "bot", "False")
     assert len(found[0]["conversation_A_transcript"].split()) == 51 and found[0]["label_B"] == "Human"
+    assert usable_games([conversation("x", "A", True, 60), conversation("x", "B", False, 60)])[0][0]["ai_model"] == "bot"
     assert out == {"a transcript below 50 tokens": 1, "not two conversations": 1, "not one human and one program, A and B": 2}
 
 
@@ -51,6 +52,13 @@ def write_games(path, n):
             texts = [f"I: hi {i}\nW: yeah lol", f"I: hi {i}\nW: Greetings."]
             human = "AB"[i % 2]
             writer.writerow(dict(zip(writer.fieldnames, (f"g{i}", *(texts if human == "A" else texts[::-1]), human))))
+
+
+def test_witnesses_stand_on_rows_of_their_own(tmp_path):
+    write_games(tmp_path / "games.csv", 2)
+    discover.main(["witnesses", str(tmp_path / "games.csv"), "--to", str(tmp_path / "w.csv")])
+    assert [(row["dialogue_id"], row["is_human"], "lol" in row["dialogue"]) for row in csv.DictReader(open(tmp_path / "w.csv"))] == [
+        ("g0A", "1", True), ("g0B", "0", False), ("g1A", "0", False), ("g1B", "1", True)]  # the human says lol
 
 
 @pytest.mark.parametrize("change, words", [(lambda rows: rows.append(dict(rows[0])), "comes twice"), (lambda rows: rows[0].update(who_is_human="Human"), "needs two transcripts"),
@@ -102,7 +110,7 @@ def test_a_judge_that_looks_is_right_in_both_orders(server, tmp_path, capsys):
     server.reply = honest
     rows, found = run_discover(server, tmp_path)
     assert found["accuracy_where_both_agree"]["value"] == found["orders_agree"]["value"] == 1 and found["says_A_both_orders"]["value"] == 0.5
-    assert found["position_bias_p"] == 1 and found["statements_of_wrong_answers"] == 0 and "accuracy where both agree 1.000 [0.758, 1.000], n = 12" in " ".join(capsys.readouterr().out.split())
+    assert found["position_bias_p"] == 1 and found["statements_of_wrong_answers"] == 0 and "accuracy where both agree 100.0 % [75.8, 100.0], n = 12" in " ".join(capsys.readouterr().out.split())
     assert len(rows) == 72 and rows[0] == {"id": "g0-0-0", "game": "g0", "order": 0, "number": 0, "witness": "A", "right": True, "text": "uses slang"}
     # the first witness of order 0 is drawn: not always the same letter, and not the same as with another seed
     letters = {seed: "".join("A" if discover.draw(seed, "position", f"g{i}") < 0.5 else "B" for i in range(12)) for seed in (0, 1)}
@@ -133,7 +141,7 @@ def test_report_by_hand():
     assert found["games_with_both_orders"] == 3 and found["games_without_an_answer"] == 2 and (found["always_A"], found["always_B"]) == (0, 1)
     assert found["accuracy_first_order"]["value"] == 3 / 4 and found["accuracy_first_order"]["n"] == 4 and found["accuracy_both_orders"]["value"] == pytest.approx(0.5)
     assert found["orders_agree"]["value"] == pytest.approx(2 / 3) and found["accuracy_where_both_agree"]["value"] == 0.5
-    assert found["says_A_both_orders"]["value"] == pytest.approx(1 / 3) and found["statements_of_wrong_answers"] == 9
+    assert found["says_A_both_orders"]["value"] == pytest.approx(1 / 3) and found["says_A_first_order"]["value"] == 3 / 4 and found["statements_of_wrong_answers"] == 9
 
 
 def test_answers_that_are_none():
@@ -167,6 +175,10 @@ def test_a_published_run_is_read(tmp_path, capsys):
     found = json.loads((tmp_path / "s.facts.json").read_text())
     assert (found["answers"], found["games_without_an_answer"], found["statements"], found["statements_of_wrong_answers"]) == (2, 2, 6, 3)
     assert "positions were not swapped" in capsys.readouterr().out and "says_A_both_orders" not in found
+    for rows, words in (([[1, "A"], [1, "B"]], "game 1 comes twice"), ([[1, "Human"]], "game 1 needs A or B")):  # every verdict on such a game was a wrong one
+        discover.write_table(tmp_path / "run.csv", [{"game_id": game, "who_is_human": who, "aijudge_verdict": "A", "human_characteristics": json.dumps(STATEMENTS)} for game, who in rows])
+        with pytest.raises(UserError, match=words):
+            discover.main(["import", str(tmp_path / "run.csv"), "--to", str(tmp_path / "s.jsonl")])
 
 
 # ---- clusters -----------------------------------------------------------------------------------------------------------------

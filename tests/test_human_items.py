@@ -5,11 +5,14 @@ import json
 import math
 import random
 import time
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from test_chat_tokenizer import save_family
 
+from chat_tokenizer import load_chat_tokenizer
+from data.prepare_pairs import Drop, encode_block
 from data.store import write_lines
 from runtime.errors import UserError
 from studies.human_likeness import pairs as pair_builder
@@ -37,6 +40,11 @@ def test_an_edited_item_needs_a_new_version(tmp_path, ours):
     (tmp_path / "edited.yaml").write_text(text.replace("chat abbreviations", "chat words"))
     with pytest.raises(UserError, match="are not those of checksum .* raise `version` and write checksum: [0-9a-f]{16}"):
         load_items(tmp_path / "edited.yaml")
+    (tmp_path / "ambiguous.yaml").write_text(text.replace("published: 8,", "published: 7,"))
+    with pytest.raises(UserError, match="the published number 7 stands on more than one item"):
+        load_items(tmp_path / "ambiguous.yaml")
+    with pytest.raises(UserError, match="has no item for the public study's trait 1:"):
+        ours.only(["slang"]).numbered(ASKED)  # another questionnaire cannot say what the public files were asked
     found = yaml.safe_load(text)
     found["items"] = found["items"][::-1]
     (tmp_path / "reversed.yaml").write_text(yaml.safe_dump(found))
@@ -84,11 +92,11 @@ def test_a_mis_join_cannot_happen(tmp_path, ours):
         load_weights(tmp_path / "old.json", ours)
 
 
-@pytest.mark.parametrize("w", ['{"w": [], "b": 0}', '{"w": {"brevity": NaN}, "b": 0}', '{"w": {"brevity": 1}, "b": Infinity}', '{"w": {"brevity": 1' + "0" * 400 + '}, "b": 0}', "[]", "{"])
+@pytest.mark.parametrize("w", ['{"w": [], "b": 0}', '{"w": {"brevity": NaN}, "b": 0}', '{"w": {"brevity": 1}, "b": Infinity}', '{"w": {"brevity": 1' + "0" * 400 + '}, "b": 0}', "[]", "{", '{"w": "1", "b": 0}', "[" * 100_000])
 def test_weights_that_are_no_numbers_are_refused(tmp_path, ours, w):
     (tmp_path / "w.json").write_text(w)
     with pytest.raises(UserError, match="holds no weights"):
-        load_weights(tmp_path / "w.json", ours, ["brevity"] if "[]," in w else ())
+        load_weights(tmp_path / "w.json", ours, ["brevity"] if "[]," in w or '"1"' in w else ())
 
 
 @pytest.mark.parametrize("change", [{"scale": ["a", "b"]}, {"scale": {"x": "y"}}, {"items": []}, {"items": [{"id": 3, "group": "g", "direction": 1, "text": "t"}]},
@@ -130,7 +138,9 @@ def test_cleaning_takes_the_dialogue_out_and_nothing_that_is_said():
     ("P: My back hurts.\nD: What brings you in?", []), ("D: I see.\nD: Yes.", ["no turn of P"]), ("P: Hm.\nP: Yes.", ["only one speaker"]),
     ("P: What brings you in today?\nD: My back hurts.", ["P speaks like the doctor"]), ("P: Hi.\nD: How can I help?\nP: My back.", []),
     ("P: Hello there.\nD: Hi doc, thanks for seeing me.\nP: Of course. What brings you in?", ["P speaks like the doctor"]), ("P: Good to see you, Sam.\nD: Hey, Doc.", ["P speaks like the doctor"]),
-    ("P: I\u2019m Dr. Lee.\nD: My knee hurts.", ["P speaks like the doctor"]), ("P: Hey doc.\nD: Hi, what can I do for you?", [])])
+    ("P: I\u2019m Dr. Lee.\nD: My knee hurts.", ["P speaks like the doctor"]), ("P: Hey doc.\nD: Hi, what can I do for you?", []),
+    ("P: Hm.\nD: Yes.\nP: Have you had any fever?\nD: No.", ["P speaks like the doctor"]), ("P: My back hurts.\nD: I am your doctor. What brings you in?", []),
+    ("P: a\nD: b\nP: c\nD: d\nP: e\nD: f\nP: Any allergies?\nD: No.", [])])  # the first three turns of each are looked at
 def test_role_swaps_and_missing_speakers_are_named(text, wanted):
     assert problems(turns(text)) == wanted
 
@@ -152,6 +162,8 @@ def test_pairs_by_hand():
     rows = [dialogue(1, "x", 1.0), dialogue(2, "x", 0.0, generator="b"), dialogue(3, "x", 1.0), dialogue(4, "y", 5.0)]
     pairs = all_pairs(rows, sd=2.0)
     assert [(p.id, p.margin, p.chosen_generator, p.rejected_generator) for p in pairs] == [("1>2", 0.5, "a", "b"), ("3>2", 0.5, "a", "b")]  # a tie gives none
+    assert not all_pairs([rows[0], dataclasses.replace(rows[1], dialogue=f" {rows[0].dialogue}\n")], 1.0)  # one text that was scored twice is no pair
+    assert report(rows[:2], pairs[:1], {}, noise_sd=math.sqrt(0.5))["expected_share_turned_by_noise"] == pytest.approx(0.158655, abs=1e-6)  # normal, one sd below
     kept, out = build_pairs([dialogue(1, "x", 1.0), dialogue(2, "x", 0.0)], min_margin=math.sqrt(2))  # the two scores' sd is .7071: margin is sqrt 2
     assert not kept and out == {f"margin up to {math.sqrt(2):g} sd": 1}
     with pytest.raises(UserError, match="more than one prompt"):
@@ -169,6 +181,8 @@ def test_each_rule_counts_what_it_leaves_out():
             assert max(sum(p.persona_id == q.persona_id for q in kept) for p in kept) <= how["cap"]
         if how.get("same_generator"):
             assert all(p.chosen_generator == p.rejected_generator for p in kept)
+    drawn = [{p.id for p in build_pairs(rows, 0, cap=1, seed=seed)[0]} for seed in (0, 1)]
+    assert len(drawn[0]) == len(drawn[1]) == 20 and drawn[0] != drawn[1]
     noisy, _ = build_pairs(rows, 0, noise_sd=0.5)
     assert min(p.chosen_score - p.rejected_score for p in noisy) > 1.6448 * math.sqrt(2) * 0.5
     told = report(rows, noisy, {}, 0.5)
@@ -215,6 +229,21 @@ def test_bad_scores_are_one_sentence(tmp_path, rows, message):
     assert not (tmp_path / "pairs.jsonl").exists()
 
 
+@pytest.mark.parametrize("flags", [["--cap", "-1"], ["--noise-sd", "-1"], ["--noise-sd", "nan"]])
+def test_a_rule_that_would_be_off_without_a_word_is_refused(tmp_path, flags):
+    write_scored(tmp_path / "scored.csv", [dialogue(1, "x", 1.0), dialogue(2, "x", 3.0)])
+    with pytest.raises(UserError, match="must be 0 or more"):
+        pair_builder.main([str(tmp_path / "scored.csv"), "--to", str(tmp_path / "pairs.jsonl"), *flags])
+
+
+@pytest.mark.parametrize("ratings", ["0", "1.0", "many"])
+def test_a_number_of_ratings_that_is_none_is_one_sentence(tmp_path, ratings):
+    """It divides the judge's noise: 0 of them is no score."""
+    write_table(tmp_path / "scored.csv", [{"persona_id": "x", "prompt": "p", "dialogue_id": i, "dialogue": f"d{i}", "score": i, "valid_ratings": ratings} for i in range(2)])
+    with pytest.raises(UserError, match="dialogue 0: valid_ratings is "):
+        read_scored(tmp_path / "scored.csv")
+
+
 def test_swapped_and_unrated_dialogues_become_no_pairs(tmp_path):
     rows = [dialogue(4 * p + k, str(p), float(k)) for p in range(3) for k in range(4)]
     write_scored(tmp_path / "scored.csv", rows)
@@ -229,18 +258,33 @@ def test_swapped_and_unrated_dialogues_become_no_pairs(tmp_path):
     assert len(build_pairs(usable, 0, noise_sd=0.6)[0]) > len(build_pairs(single, 0, noise_sd=0.6)[0])  # the mean of two ratings is less noisy
 
 
+def just_too_small(tmp_path, model):
+    """The block in which the longest reply leaves room for a prompt without a word."""
+    replies, tokenizer = [p[side] for p in map(json.loads, open(tmp_path / "pairs.jsonl")) for side in ("chosen", "rejected")], load_chat_tokenizer(model)
+    return max(map(len, tokenizer.encode_responses(replies))) + len(tokenizer.encode_messages([{"role": "user", "content": ""}])[0])
+
+
 def test_silent_truncation_is_seen_before_training(tmp_path, capsys):
     """The public study's sequences were cut to library defaults, and a third lost the whole prompt. Here a command counts what a config would cut."""
     rows = [dialogue(4 * p + k, str(p), float(k), words=30 * (k + 1)) for p in range(5) for k in range(4)]
     write_scored(tmp_path / "scored.csv", rows)
     assert len(read_scored(tmp_path / "scored.csv")[0]) == 20
     pair_builder.main([str(tmp_path / "scored.csv"), "--to", str(tmp_path / "pairs.jsonl")])
+    with pytest.raises(UserError, match="would replace what is read"):
+        pair_builder.main([str(tmp_path / "scored.csv"), "--to", str(tmp_path / "scored.csv")])
     told = json.loads((tmp_path / "pairs.report.json").read_text())
     assert told["pairs"] == len((tmp_path / "pairs.jsonl").read_text().splitlines()) and told["dialogues"] == 20
+    assert told["command"] == "python -m studies.human_likeness.pairs scored.csv --to pairs.jsonl"
     model = save_family(tmp_path / "llama", "llama")
     capsys.readouterr()
-    for block, cut in ((1024, False), (128, True)):
+    for block, cut in ((1024, False), (just_too_small(tmp_path, model), True), (128, True)):
         found = pair_builder.audit(tmp_path / "pairs.jsonl", ["human_likeness", f"--model.init_from={model}", f"--model.block_size={block}"])
         assert (found["prompt_would_be_cut"] > 0) == (found["pair_would_be_dropped"] > 0) == cut
+        encoded = encode_block(load_chat_tokenizer(model), block, said := [
+            SimpleNamespace(**p | {"prompt": [{"role": "user", "content": p["prompt"]}]}, changes=[]) for p in map(json.loads, open(tmp_path / "pairs.jsonl"))])
+        dropped = [isinstance(pair, Drop) for pair in encoded]  # what preparation does with the same pairs
+        assert found["pair_would_be_dropped"] == sum(dropped) and found["prompt_would_be_cut"] == sum(bool(pair.changes) or out for pair, out in zip(said, dropped))
+    with_system = pair_builder.audit(tmp_path / "pairs.jsonl", ["human_likeness", f"--model.init_from={model}", "--model.block_size=128", "--data.system=Talk like a person."])
+    assert with_system["prompt_tokens_median"] >= found["prompt_tokens_median"] + len("Talk like a person.") / 8  # training puts it before every prompt
     pair_builder.main(["--audit", str(tmp_path / "pairs.jsonl"), "human_likeness", f"--model.init_from={model}", "--model.block_size=128"])
     assert "pairs dropped: --model.block_size=" in capsys.readouterr().out

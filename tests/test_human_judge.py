@@ -335,9 +335,10 @@ def test_curves_differences_and_an_epoch_chosen_on_other_prompts(tmp_path, capsy
     rises, flat = found["rises, j"], found["flat, j"]
     assert [round(r["difference"]["value"]) for r in rises["curve"][1:]] == [1, 2] and rises["curve"][2]["difference"]["low"] > 1.8 and rises["curve"][2]["p_holm"] < 0.01
     assert rises["chosen"]["epoch"] == 2 and rises["chosen"]["dev_prompts"] + rises["chosen"]["test_prompts"] == 60 and rises["chosen"]["p_holm"] < 0.01
+    assert rises["chosen"]["p_holm"] == 2 * rises["chosen"]["p"]  # two models were looked at
     assert flat["curve"][1]["difference"]["low"] < 0 < flat["curve"][1]["difference"]["high"] and flat["chosen"]["p_holm"] > 0.05
     assert rises["chosen"]["items"]["brevity"]["value"] == 2 and rises["curve"][0]["words_per_turn"] == 20
-    assert rises["curve"][1]["as_long"] == 0 and np.isnan(rises["curve"][1]["at_equal_length"]["value"])  # every turn is shorter: nothing is said about equal length
+    assert rises["curve"][1]["as_long"] == 0 and rises["curve"][1]["at_equal_length"]["value"] is None  # every turn is shorter: nothing is said about equal length
     assert (tmp_path / "out" / "curves.png").stat().st_size > 5000 and "## rises, j" in (tmp_path / "out" / "curves.md").read_text()
     save_weights(Weights({"brevity": 2.0}, 0.0, ""), tmp_path / "w.json")
     evaluate.main(["curves", str(tmp_path / "study"), "--to", str(tmp_path / "again"), "--rescore", str(tmp_path / "w.json")])

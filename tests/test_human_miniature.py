@@ -29,7 +29,9 @@ def test_a_folder_with_other_things_is_not_deleted(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="holds something else"):
         miniature.main(["--out", str(tmp_path)])
-    assert (tmp_path / "thesis.txt").exists()
+    with pytest.raises(UserError, match="holds something else"):
+        miniature.main(["--out", str(tmp_path / "thesis.txt")])
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def run(out, *more):

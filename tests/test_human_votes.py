@@ -1,7 +1,7 @@
-"""The human study: votes and the survey. Small files written here, figures worked by hand, one trap per known mistake."""
+"""The human study's votes. Small files written here, figures worked by hand, one trap per known mistake."""
 import csv
 import json
-from itertools import permutations, product
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 from eval import ranking
 from runtime.errors import UserError
-from studies.human_likeness import survey, vote_page, vote_rows, votes
+from studies.human_likeness import vote_page, vote_rows, votes
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "human_likeness"
 LABELS = {2: "Certainly A", 1: "Likely A", 0: "Tie", -1: "Likely B", -2: "Certainly B"}
@@ -136,7 +136,7 @@ def test_changing_sides_changes_nothing_but_the_side(tmp_path):
     assert one["agreement"] == two["agreement"] and [r["p"] for r in one["pairs"]] == [r["p"] for r in two["pairs"]]
     for r, s in zip(one["win_rates"], two["win_rates"]):
         assert r["soft"]["user"] == pytest.approx(s["soft"]["user"])
-    for r, s in zip(one["bradley_terry"], two["bradley_terry"]):
+    for r, s in zip(one["bradley_terry"][:3], two["bradley_terry"]):  # nobody's turns differ: the others are not measured
         assert all(r["strengths"][m]["value"] == pytest.approx(s["strengths"][m]["value"], abs=1e-6) for m in "abc")
         if "side" in r["terms"]:
             assert r["coefficients"]["side"]["value"] == pytest.approx(-s["coefficients"]["side"]["value"])
@@ -203,7 +203,7 @@ def test_bradley_terry_equals_logistic_regression(tmp_path):
 def test_no_finite_strength_is_not_measured(tmp_path):
     figures = votes.analyse(read(tmp_path, [row("a", "b", 2, persona=i, user=f"u{i}") for i in range(5)]), resamples=50)
     assert figures["bradley_terry"][0]["strengths"]["a"]["value"] is None and figures["davidson"]["nu"]["value"] is None
-    assert "no finite maximum" in vote_page.page(figures) and figures["pairs"][0]["needed"]["votes"] is None
+    assert "no finite maximum" in vote_page.page({"command": ""} | figures) and figures["pairs"][0]["needed"]["votes"] is None
 
 
 def test_davidson_by_hand_and_against_its_likelihood():
@@ -302,7 +302,7 @@ def test_votes_needed():
 
 def test_the_command(tmp_path, capsys):
     rows = simulated(60, np.random.default_rng(6), user_id="XXXX", dialogue_a=r"P: the platypus sang\nD: zounds", timestamp_start="10:10.1")
-    source, (one, two) = write(tmp_path / "v.csv", rows), (tmp_path / "one", tmp_path / "two")
+    source, (one, two) = write(tmp_path / "v.csv", rows), (tmp_path / "one" / "votes", tmp_path / "two" / "votes")
     for folder in (one, two):
         votes.main([str(source), "--to", str(folder), "--resamples", "100"])
     assert "warning: user_id is masked" in capsys.readouterr().out
@@ -321,60 +321,3 @@ def test_the_published_figures_as_committed():
             assert "equal up to order noise" in by_name[f"{model}, Elo"]["verdict"]
     assert by_name["raters"]["ours"] == "not measured" and found["counts"]["rated but incomplete"] + found["counts"]["used"] == int(by_name["rated sessions"]["published"])
     assert (RESULTS / "votes.md").read_text() == vote_page.page(found)
-
-
-# ---- survey ---------------------------------------------------------------------------------------------------------
-
-HEADER = ["Id", "Human-like Criteria:\n\nWhat criteria did you use?", "Improve\u00a0Human-likeness:\n\nWhat is missing?", "Age:\n\nYour age?", "Gender:\u00a0\n\nYour gender?",
-          "Education Level:\n\nHighest?", "Familiarity with AI\u00a0Chatbots:\n\nHow often?", "Detecting AI:\n\nHow sure?\n"]
-PEOPLE = [["1", "It was warm, warm, warm and so natural", "jokes", "18-24", "Woman", "Some college", "Never", "Not at all confident"],
-          ["2", "natural pauses", "also jokes", "25\u201334", "Man", "Some college", "Once or twice", "Somewhat confident"],
-          ["3", "natural and with quirks", "jokes and xylophones", "25-34", "Woman", "High school", "I used to, when my sister lived here.", "Very confident"],
-          ["4", "the natural one", "", "65 or older", "my own word", "Some college", "Daily or almost daily", "Extremely confident"]]
-
-
-def ask(tmp_path, people=PEOPLE, header=HEADER):
-    with open(tmp_path / "s.csv", "w", newline="", encoding="utf-8-sig") as file:
-        csv.writer(file).writerows([header, *people])
-    return survey.read_survey(tmp_path / "s.csv")
-
-
-def test_survey_counts_by_hand(tmp_path):
-    found = survey.analyse(*ask(tmp_path))
-    assert {o["answer"]: o["count"] for o in found["closed"]["age"]["options"]} == {"18-24": 1, "25-34": 2, "65 or older": 1}
-    assert found["mean_age"]["value"] == pytest.approx((21 + 29.5 + 29.5 + 70) / 4)
-    assert [(w["word"], w["answers"]) for w in found["words"]["criteria"]["top"]] == [("natural", 4)]  # answers, not occurrences: warm is one person's
-    assert [(w["word"], w["answers"]) for w in found["words"]["missing"]["top"]] == [("jokes", 3)] and found["words"]["missing"]["answers"] == 3
-    assert np.sum(found["crossed"]["counts"]) == 4 and found["associations"][0]["n"] == 3
-
-
-def test_trap_nobodys_own_words_are_shown(tmp_path):
-    ask(tmp_path)
-    survey.main([str(tmp_path / "s.csv"), "--to", str(tmp_path / "out")])
-    text = (tmp_path / "out" / "survey.json").read_text() + (tmp_path / "out" / "survey.md").read_text()
-    for words in ("sister", "my own word", "xylophones", "quirks", "warm", "pauses", "High school", "high school"):
-        assert words not in text
-    assert {o["answer"]: o["count"] for o in json.loads((tmp_path / "out" / "survey.json").read_text())["closed"]["gender"]["options"]} == {"woman": 2, "man": 1, survey.OTHER: 1}
-
-
-def test_survey_columns_are_found_by_their_first_words(tmp_path):
-    with pytest.raises(UserError, match="no column begins with 'age'"):
-        ask(tmp_path, header=[*HEADER[:3], "Agenda: what?", *HEADER[4:]])
-    with pytest.raises(UserError, match="2 columns begin with 'gender'"):
-        ask(tmp_path, header=[*HEADER, "Gender: again"])
-    with pytest.raises(UserError, match="no answers"):
-        ask(tmp_path, people=[])
-
-
-def test_association_against_scipy_and_every_permutation():
-    from scipy.stats import chi2_contingency, kendalltau
-    x, y = [0, 0, 1, 1, 2, 2, 2], [0, 1, 0, 2, 1, 2, 2]
-    found = survey.association(x, y, 20_000)
-    counts = np.zeros((3, 3))
-    np.add.at(counts, (x, y), 1)
-    assert found["chi_square"] == pytest.approx(chi2_contingency(counts).statistic) and found["tau_b"]["value"] == pytest.approx(kendalltau(x, y).statistic)
-    taus = np.array([abs(kendalltau(x, other).statistic) for other in set(permutations(y))])
-    assert found["p_monotone"] == pytest.approx(np.mean(taus >= abs(kendalltau(x, y).statistic) - 1e-12), abs=0.015)
-    two = survey.association([0] * 6 + [1] * 6, [0] * 6 + [1] * 6)
-    assert two["test_any"] == "Fisher, exact" and two["p_any"] == pytest.approx(2 / 924) and two["tau_b"]["value"] == pytest.approx(1)
-    assert "not measured" in survey.association([1, 1], [0, 1])["reason"]

@@ -17,7 +17,7 @@ import numpy as np
 
 from data.store import write_json
 from eval import qa_metrics, stats, tables
-from runtime.errors import UserError, check_folder, run_main
+from runtime.errors import UserError, check_file, run_main
 from studies.curriculum_dpop.per_item import KINDS, MEASURES, Columns, Row, columns, load
 
 BANDS = ((0, 1), (2, 3), (4, 5), (6, 10), (11, 20), (21, 10_000))  # words of the generated answer
@@ -292,9 +292,7 @@ def main(argv: list[str]) -> None:
     if a.resamples < 1 or a.seed < 0:
         raise UserError("--resamples must be at least 1 and --seed 0 or more.")
     if a.to:
-        check_folder("--to", a.to.parent)
-        if a.to.is_dir():
-            raise UserError(f"--to: {a.to} is a folder.")
+        check_file("--to", a.to)
     log = {"training_log": check_log(a.log)} if a.log else {}
     result = recheck(a.folder, a.baseline, a.resamples, a.seed) | log
     print(summary(result))

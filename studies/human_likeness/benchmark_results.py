@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.store import write_json
+from data.store import read_json, write_json
 from eval import stats
 from eval.render import to_markdown
 from eval.tables import p_value, with_interval
@@ -51,7 +51,11 @@ def read_emobench(folder: Path) -> dict[tuple[str, str], dict[str, list[Row]]]:
     found: dict[tuple[str, str], dict[str, list[Row]]] = {}
     for task, (labels, given, category) in TASKS.items():
         for file in sorted((folder / task).glob("*.jsonl")):
-            for number, line in enumerate(file.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+            try:
+                lines = file.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            except (OSError, UnicodeDecodeError) as e:
+                raise UserError(f"{file} cannot be read ({type(e).__name__}): delete it and run the runner again.") from None
+            for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
                     answers = tuple("" if row[k] is None else str(row[k]).strip() for k in given)
@@ -114,14 +118,21 @@ def emobench_pairs(by_model: Mapping[str, Sequence[Row]], base: str) -> list[dic
     return found
 
 
+def said_overall(file: Path, model: str, lang: str) -> float | None:
+    """The runner's own accuracy in its leaderboard.json; None where it names none. UserError for a damaged file."""
+    try:
+        said = json.loads(file.read_text(encoding="utf-8")).get(model, {}).get(lang, {}).get("Overall") if file.exists() else None
+        return None if said is None else float(said)
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise UserError(f"{file} is no leaderboard as EmoBench writes it ({type(e).__name__}): delete it.") from None
+
+
 def import_emobench(folder: Path, base: str) -> dict:
     """Everything about EmoBench's results: figures, pairs (p corrected over tasks, languages and models, for each kind of pairing apart) and warnings."""
     figures, pairs, warnings = [], [], []
     for (task, lang), by_model in read_emobench(folder).items():
-        board = folder / task / "leaderboard.json"
-        board = json.loads(board.read_text(encoding="utf-8")) if board.exists() else {}
         for name, rows in by_model.items():
-            figures.append({"task": task, "lang": lang, "model": name} | emobench_figures(rows, board.get(name, {}).get(lang, {}).get("Overall")))
+            figures.append({"task": task, "lang": lang, "model": name} | emobench_figures(rows, said_overall(folder / task / "leaderboard.json", name, lang)))
             warnings += [f"{task} {lang}, {name}: {warning}" for warning in figures[-1]["warnings"]]
         if base in by_model:
             pairs += [{"task": task, "lang": lang} | pair for pair in emobench_pairs(by_model, base)]
@@ -170,7 +181,7 @@ def read_eqbench3(file: Path) -> dict[str, dict]:
     if not runs:
         raise UserError(f"--eqbench3 {file} holds no run.")
     names = Counter(run.get("model_name") for run in runs.values())
-    return {run["model_name"] if names[run.get("model_name")] == 1 else key: run for key, run in runs.items()}
+    return {run["model_name"] if isinstance(run.get("model_name"), str) and names[run["model_name"]] == 1 else key: run for key, run in runs.items()}
 
 
 def eqbench3_figures(run: Mapping, version: dict | None, seed: int) -> tuple[dict, dict[tuple[str, str], float]]:
@@ -180,7 +191,7 @@ def eqbench3_figures(run: Mapping, version: dict | None, seed: int) -> tuple[dic
     scores, reasons = {where: score for where, (score, _) in judged.items() if score is not None}, Counter(why for _, why in judged.values() if why)
     empty, wanted = sum(shown_empty(tasks[where]) for where in scores), int(run.get("iterations_requested", 1))
     rubric = stats.ratio(*stats.sum_by_cluster([s for s, _ in scores], list(scores.values())), seed=seed).to_dict() if scores else None
-    own = run.get("results", {}).get("average_rubric_score")
+    own = (run.get("results") or {}).get("average_rubric_score")
     own = own * 100 / TOP if isinstance(own, (int, float)) else None
     found = {"judge": run.get("judge_model"), "judge_version": version, "iterations": wanted, "scenarios": len({s for s, _ in tasks}), "tasks": len(tasks), "scored": len(scores),
              "not_scored": dict(reasons), "shown_empty": empty, "rubric": rubric, "runner": own, "status": run.get("status")}
@@ -201,8 +212,10 @@ def import_eqbench3(file: Path, base: str, seed: int) -> dict:
     runs, figures, scores, pairs, warnings = read_eqbench3(file), {}, {}, [], []
     for name, run in runs.items():
         made_by = file.parent / f"eqbench3_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}.json"
-        version = json.loads(made_by.read_text())["judge"] if made_by.exists() else None
-        figures[name], scores[name] = eqbench3_figures(run, version, seed)
+        try:
+            figures[name], scores[name] = eqbench3_figures(run, (read_json(made_by) or {}).get("judge"), seed)
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
+            raise UserError(f"--eqbench3 {file}: the run of {name} is not as EQ-Bench 3 writes it, or {made_by.name} is damaged ({type(e).__name__}: {e}).") from None
         warnings += [f"{name}: {warning}" for warning in figures[name]["warnings"]]
     most = max(row["scenarios"] for row in figures.values())
     warnings += [f"{name}: {row['scenarios']} scenarios, where another run here has {most}" for name, row in figures.items() if row["scenarios"] < most]
@@ -215,9 +228,9 @@ def import_eqbench3(file: Path, base: str, seed: int) -> dict:
         change = [scores[name][where] - scores[base][where] for where in shared]
         sums, counts = stats.sum_by_cluster([s for s, _ in shared], change)
         pairs.append({"model": name, "dialogues": len(shared), "difference": stats.ratio(sums, counts, seed=seed).to_dict(),
-                      "p": stats.sign_flip_test(np.zeros(len(sums)), sums / counts, seed=seed)})
+                      "p": stats.sign_flip_test(np.zeros(len(sums)), sums, seed=seed)})
     _holm(pairs)
-    warnings += [f"{name}: the runner's Elo failed: {run['results']['elo_error']}" for name, run in runs.items() if run.get("results", {}).get("elo_error")]
+    warnings += [f"{name}: the runner's Elo failed: {run['results']['elo_error']}" for name, run in runs.items() if (run.get("results") or {}).get("elo_error")]
     if base and base not in runs:
         warnings.append(f"no run is called {base} (--base); there are {', '.join(sorted(runs))}: nothing was compared")
     return {"figures": figures, "pairs": pairs, "warnings": warnings}
@@ -243,7 +256,7 @@ def elo_figures(file: Path) -> dict[str, dict]:
 
 def page(found: dict) -> str:
     """The figures as Markdown."""
-    blocks: list[tuple] = [("title", "Emotional intelligence before and after"), ("text", "Intervals are 95 %; p two-sided, Holm-corrected within each benchmark.")]
+    blocks: list[tuple] = [("title", "Emotional intelligence before and after"), ("text", f"Generated by `{found['command']}`: do not edit. Intervals are 95 %; p two-sided, Holm-corrected within each benchmark.")]
     if emo := found.get("emobench"):
         blocks += [("heading", "EmoBench"), ("text", "Accuracy, Wilson intervals. The runner counts a question without an answer as wrong; here it is shown apart."),
                    ("table", ["task", "model", "questions", "no answer", "accuracy where answered", "accuracy, no answer = wrong"],
@@ -264,7 +277,7 @@ def page(found: dict) -> str:
     if found.get("elo"):
         blocks += [("text", "Elo as the runner solved it, with its own interval; a comparison in which the judge named nobody is a draw to it."),
                    ("table", ["model", "Elo", "comparisons", "of them without a verdict"],
-                    [[n, "not measured" if r["elo"] is None else f"{r['elo']:.0f} [{r['ci_low']:.0f}, {r['ci_high']:.0f}]", str(r["comparisons"]), str(r["no_verdict"])]
+                    [[n, with_interval(None if r["elo"] is None else {"value": r["elo"], "low": r["ci_low"], "high": r["ci_high"]}), str(r["comparisons"]), str(r["no_verdict"])]
                      for n, r in found["elo"].items()])]
     warnings = [f"{kind}, {w}" for kind in ("emobench", "eqbench3") for w in found.get(kind, {}).get("warnings", [])]
     return to_markdown(blocks + ([("heading", "Mind"), *(("text", f"- {w}") for w in warnings)] if warnings else []))
@@ -274,7 +287,7 @@ def import_results(a: argparse.Namespace) -> None:
     """Read, recompute, compare (see the top of this file); writes benchmarks.json and benchmarks.md."""
     if not a.emobench and not a.eqbench3:
         raise UserError("nothing to import: name --emobench or --eqbench3.")
-    found = {"base": a.base, "seed": a.seed}
+    found = {"command": a.made_by, "base": a.base, "seed": a.seed}
     if a.emobench:
         found["emobench"] = import_emobench(a.emobench, a.base)
     if a.eqbench3:

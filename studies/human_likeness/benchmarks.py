@@ -31,10 +31,11 @@ from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from data.store import write_json
+from data.store import read_json, write_json
 from runtime.checkpoint import file_hash, weights_hash
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_folder, run_main
 from studies.human_likeness.benchmark_results import TASKS, import_results, read_eqbench3
+from studies.human_likeness.storage import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_KEY = "none"  # what a local server is told; the runners insist on a key
@@ -227,12 +228,15 @@ def checkout_state(folder: Path, wanted: str) -> dict:
 
 
 def remember(to: Path, benchmark: str, name: str, made_by: dict, results_there: bool) -> None:
-    """Write FOLDER/BENCHMARK_NAME.json. UserError when results of this name exist that another model, or other settings, made: the runners would go on
-    from them and mix the two without a word."""
+    """Write FOLDER/BENCHMARK_NAME.json. UserError when results of this name exist that another model, other settings or another version of the judge made:
+    the runners would go on from them and mix the two without a word."""
     file = to / f"{benchmark}_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}.json"
-    before = json.loads(file.read_text()) if file.exists() else None
-    if results_there and (before is None or any(before[k] != made_by[k] for k in ("model", "flags", "benchmark_at"))):
-        raise UserError(f"there are results called {name} already, of another model or other settings{'' if before else ' as far as anyone knows'}: choose another --name.")
+    before = read_json(file)
+
+    def told(facts: dict) -> list:  # of the judge not the fingerprint, which may change from call to call
+        return [*(facts.get(k) for k in ("model", "flags", "benchmark_at")), (facts.get("judge") or {}).get("answered_as")]
+    if results_there and (before is None or told(before) != told(made_by)):
+        raise UserError(f"there are results called {name} already, of another model, judge or settings{'' if before else ' as far as anyone knows'}: choose another --name.")
     write_json(file, made_by)
 
 
@@ -317,6 +321,10 @@ def main(argv: list[str]) -> None:
     importing.add_argument("--base", default="", help="the model the others are compared with")
     importing.add_argument("--seed", type=int, default=0)
     a = top.parse_args(argv)
+    check_folder("--to", a.to)
+    if a.seed < 0 or a.command == "eqbench3" and min(a.iterations, a.threads) < 1:
+        raise UserError("--seed must be at least 0, and --iterations and --threads at least 1.")
+    a.made_by = command_line("benchmarks", argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended too
     {"serve": serve, "emobench": run_benchmark, "eqbench3": run_benchmark, "import": import_results}[a.command](a)
 

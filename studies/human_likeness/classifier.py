@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from data.store import write_json
-from eval.stats import Interval, bootstrap, ratio, sum_by_cluster
-from runtime.errors import UserError, run_main
+from eval.stats import Interval, bootstrap, no_false_certainty, ratio, sum_by_cluster
+from eval.tables import with_interval
+from runtime.errors import UserError, check_folder, run_main
 from studies.human_likeness import storage
 from studies.human_likeness.dialogue import TURING, clean, features, turns
 from studies.human_likeness.items import ASKED, OURS, Questionnaire, Weights, check_answers, check_ids, load_items, published_weights, save_weights
@@ -47,9 +48,7 @@ def read_table(path: Path, questionnaire: Questionnaire, published: bool = False
         else ("game_id", "is_human", "ratings", "questionnaire")
     for number, row in enumerate(storage.read_table(path, needed), 1):
         try:
-            if not published and row["ratings"] and row["questionnaire"] not in (questionnaire.checksum, questionnaire.only(json.loads(row["ratings"])).checksum):
-                raise UserError(f"{path.name} was rated with another questionnaire (checksum {row['questionnaire']}): name that one with --questionnaire.")
-            rows += published_rows(row, ids) if published else [plain_row(row)] if row["ratings"] else []
+            rows += published_rows(row, ids) if published else [plain_row(row, questionnaire, path.name)] if row["ratings"] else []
         except (ValueError, SyntaxError, TypeError) as error:
             raise UserError(f"{path.name}, row {number}: {error}.") from None
     if not rows:
@@ -71,17 +70,22 @@ def only_items(table: Table, ids: Sequence[str]) -> Table:
     return replace(table, x=table.x[:, columns], ids=tuple(table.ids[k] for k in columns))
 
 
-def plain_row(row: dict[str, str]) -> tuple[dict, int, str, float, float]:
-    """(ratings by id, is_human, game, cv, log words) of a row of our own layout."""
-    human = int(row["is_human"])
-    if human not in (0, 1):
-        raise ValueError(f"is_human is {human}, not 0 or 1")
-    words = float(row.get("words") or "nan")
-    return json.loads(row["ratings"]), human, row["game_id"], float(row.get("cv") or "nan"), float(np.log1p(words))
+def plain_row(row: dict[str, str], questionnaire: Questionnaire, name: str) -> tuple[dict, int, str, float, float]:
+    """(ratings by id, is_human, game, cv, log words) of a row of our own layout. UserError for ratings of another questionnaire."""
+    answers, human, words = json.loads(row["ratings"]), int(row["is_human"]), float(row.get("words") or "nan")
+    if not isinstance(answers, dict):
+        raise ValueError("ratings is no JSON object")
+    if human not in (0, 1) or words < 0:
+        raise ValueError(f"is_human is {human}, not 0 or 1" if human not in (0, 1) else f"words is {words:g}")
+    if row["questionnaire"] not in (questionnaire.checksum, questionnaire.only(answers).checksum):
+        raise UserError(f"{name} was rated with another questionnaire (checksum {row['questionnaire']}): name that one with --questionnaire.")
+    return answers, human, row["game_id"], float(row.get("cv") or "nan"), float(np.log1p(words))
 
 
 def published_rows(row: dict[str, str], ids: Sequence[str]) -> list[tuple[dict, int, str, float, float]]:
     """The same for both witnesses of a game in the published layout."""
+    if row["who_is_human"] not in ("A", "B"):
+        raise ValueError(f"who_is_human is {row['who_is_human']!r}, not A or B")
     found = []
     for side in "AB":
         values = ast.literal_eval(row[f"likert_evaluation_{side}"])
@@ -132,10 +136,15 @@ def folds_of(games: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 
 def out_of_fold(x: np.ndarray, y: np.ndarray, fold: np.ndarray, fit: Fit, keep: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(log-odds of each row by the model that has not seen its fold [n], how often each column was selected [items])."""
+    """(log-odds of each row by the model that has not seen its fold [n], how often each column was selected [items]).
+
+    UserError when the rows outside some fold are all human, or all machine.
+    """
     scores, chosen = np.zeros(len(y)), np.zeros(x.shape[1])
     for k in np.unique(fold):
         train, test = fold != k, fold == k
+        if len(set(y[train])) < 2:
+            raise UserError("the other folds of one fold hold only humans, or only machines: more games need to have both.")
         columns = strongest(x[train], y[train], keep) if keep else np.arange(x.shape[1])
         scores[test] = fit(x[train][:, columns], y[train]).decision_function(x[test][:, columns])
         chosen[columns] += 1
@@ -184,8 +193,9 @@ def measured(scores: np.ndarray, table: Table, seed: int = 0) -> dict:
             drawn.append(auc(scores[rows], table.y[rows]))
     low, high = np.quantile(drawn, [0.025, 0.975])
     return {"accuracy": ratio(sums, sizes, seed=seed).to_dict(),
-            "auc": Interval(auc(scores, table.y), float(low), float(high), len(games), f"bootstrap over games, {len(drawn)} resamples", seed).to_dict(),
-            "pairwise_accuracy": bootstrap([pairs], lambda m: m[:, 0], seed=seed).to_dict() if len(pairs) else None,
+            "auc": no_false_certainty(Interval(auc(scores, table.y), float(low), float(high), len(games), f"bootstrap over games, {len(drawn)} resamples", seed),
+                                      "no two resamples differ").to_dict(),
+            "pairwise_accuracy": no_false_certainty(bootstrap([pairs], lambda m: m[:, 0], seed=seed), "no two games differ").to_dict() if len(pairs) else None,
             "brier": brier, "calibration_error": error, "bins": bins}
 
 
@@ -245,7 +255,10 @@ def joined_aucs(table: Table, file: Path, questionnaire: Questionnaire) -> dict[
 
 
 def as_published(table: Table) -> dict:
-    """The study's own figures by its own rules: witnesses A before witnesses B, folds that ignore games, 20 seeds, selection by |w| > .2 on all rows."""
+    """The study's own figures by its own rules: witnesses A before witnesses B, folds that ignore games, 20 seeds, selection by |w| > .2 on all rows.
+
+    {"reason"} alone where the rules cannot be kept to.
+    """
     from sklearn.model_selection import KFold
     order = np.r_[0:len(table.y):2, 1:len(table.y):2]  # rows come as A and B of each game
     x, y = table.x[order], table.y[order]
@@ -256,17 +269,12 @@ def as_published(table: Table) -> dict:
         return [float((fit(columns[a], y[a]).predict(columns[b]) == y[b]).mean()) for a, b in KFold(10, shuffle=True, random_state=seed).split(columns)]
     every = lasso()(x, y)
     kept = np.flatnonzero(np.abs(every.coef_[0]) > 0.2)
+    if len(y) < 10 or not len(kept):
+        return {"reason": "not measured: " + ("fewer than ten witnesses" if len(y) < 10 else "no weight is above .2")}
     again = lasso()(x[:, kept], y)
     return {"accuracy_32": float(np.mean([accuracies(x, seed) for seed in seeds])), "intercept_32": float(every.intercept_[0]),
             "kept": [table.ids[k] for k in kept], "accuracy_16": float(np.mean(accuracies(x[:, kept], 42))),
             "w": again.coef_[0].tolist(), "b": float(again.intercept_[0]), "auc_in_sample": auc(again.decision_function(x[:, kept]), y)}
-
-
-def shown(interval: dict | None) -> str:
-    """A share with its interval, where it has one."""
-    if interval is None:
-        return "–"
-    return f"{interval['value']:.3f}" + ("" if interval["low"] is None else f" [{interval['low']:.3f}, {interval['high']:.3f}]")
 
 
 def draw_calibration(found: dict, path: Path) -> None:
@@ -299,27 +307,36 @@ def main(argv: list[str]) -> None:
     a.add_argument("--xgboost", action="store_true", help="boosted trees as well (an extra)")
     a.add_argument("--seed", type=int, default=0)
     a = a.parse_args(argv)
+    check_folder("--to", a.to)
     questionnaire = load_items(a.questionnaire)
     table = read_table(a.rated, questionnaire, a.published_layout)
     if a.items:
         table = only_items(table, questionnaire.numbered(ASKED) if a.items == ["published"] else a.items)
-    if a.folds < 2 or a.repeats < 1:
-        raise UserError("--folds must be at least 2 and --repeats at least 1.")
+    if a.folds < 2 or a.repeats < 1 or a.keep < 0 or a.seed < 0:
+        raise UserError("--folds must be at least 2, --repeats at least 1, --keep and --seed at least 0.")
+    if a.published_weights and (a.items or not a.published_layout):
+        raise UserError("--published-weights are for all items of the --published-layout, without --items.")
     if len(np.unique(table.games)) < a.folds or len(set(table.y)) < 2:
         raise UserError(f"{a.rated} needs humans and machines in at least {a.folds} games; lower --folds, or add some.")
-    found = {"rows": len(table.y), "games": len(np.unique(table.games)), "folds": a.folds, "seed": a.seed, "models": evaluate(table, a.keep, a.folds, a.repeats, a.seed, a.xgboost)}
+    joined = joined_aucs(table, a.published_weights, questionnaire) if a.published_weights else None
+    found = {"command": storage.command_line("classifier", argv), "rows": len(table.y), "games": len(np.unique(table.games)), "folds": a.folds, "seed": a.seed, "models": evaluate(table, a.keep, a.folds, a.repeats, a.seed, a.xgboost)}
     shares = next((row["selected_share"] for row in found["models"].values() if "selected_share" in row), None)
     weights = final_weights(table, a.keep, shares, questionnaire, f"L1 logistic regression on {len(table.y)} ratings of {a.rated.name}")
     if a.published_layout and not a.items:
         found["as_published"] = as_published(table)
-        if a.published_weights:
-            found["auc_of_the_published_weights"] = joined_aucs(table, a.published_weights, questionnaire)
+    if joined:
+        found["auc_of_the_published_weights"] = joined
+    if unknown := {name: int((~np.isfinite(column)).sum()) for name, column in zip(("cv", "words"), table.extra.T) if not np.isfinite(column).all()}:
+        found["unknown"] = unknown
     a.to.mkdir(parents=True, exist_ok=True)
     save_weights(weights, a.to / "weights.json")
     write_json(a.to / "classifier.json", found)
     draw_calibration(found["models"], a.to / "calibration.png")
     for name, row in found["models"].items():
-        print(f"{name}: accuracy {shown(row['accuracy'])}, AUC {shown(row['auc'])}, pairwise {shown(row['pairwise_accuracy'])}, calibration error {row['calibration_error']:.3f}")
+        print(f"{name}: accuracy {with_interval(row['accuracy'], 'share')}, AUC {with_interval(row['auc'])}, pairwise {with_interval(row['pairwise_accuracy'], 'share')}, "
+              f"calibration error {row['calibration_error']:.3f}")
+    for name, rows in unknown.items():
+        print(f"{name}: not measured, not known in {rows} of {len(table.y)} rows")
     print(f"weights of {len(weights.w)} items: {a.to / 'weights.json'}")
 
 

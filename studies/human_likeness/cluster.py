@@ -23,9 +23,10 @@ from data.store import write_json, write_lines
 from eval import stats
 from eval.chat_client import ChatClient
 from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
-from runtime.errors import UserError, run_main
+from eval.tables import with_interval
+from runtime.errors import UserError, check_file, check_folder, run_main
 from studies.human_likeness.items import Item, checksum, load_items
-from studies.human_likeness.storage import read_lines
+from studies.human_likeness.storage import command_line, read_lines
 
 NOISE = -1
 SHARE = 0.8  # of the games, in a resample
@@ -127,8 +128,9 @@ def cluster(vectors: np.ndarray, settings: Settings, seed: int = 0) -> np.ndarra
 def stability(vectors: np.ndarray, games: Sequence[str], labels: np.ndarray, settings: Settings, seeds: int) -> dict[str, Any]:
     """How far the clusters survive another seed and 80 % of the games: each of `seeds` reclusterings is compared with `labels` on the statements drawn.
 
-    ari: adjusted Rand index (Hubert & Arabie 1985), noise counted as one cluster; ari_clustered: of the statements that are in a cluster both times;
-    intervals are over reclusterings. A game is drawn whole, since its statements come from one answer.
+    ari: adjusted Rand index (Hubert & Arabie 1985), noise counted as one cluster; ari_clustered: of the statements that are in a cluster both times.
+    Their ends are the lowest and the highest of the reclusterings: resamples that share most of their games are no independent draws, and an interval
+    for a mean would reach beyond 1. A game is drawn whole, since its statements come from one answer.
     """
     from sklearn.metrics import adjusted_rand_score
     names, runs = sorted(set(games)), []
@@ -136,6 +138,9 @@ def stability(vectors: np.ndarray, games: Sequence[str], labels: np.ndarray, set
         drawn = set(np.random.default_rng([seed]).permutation(len(names))[: max(1, round(SHARE * len(names)))].tolist())
         kept = {name for i, name in enumerate(names) if i in drawn}
         rows = np.array([i for i, game in enumerate(games) if game in kept])
+        if len(rows) < 2 * settings.min_cluster_size:
+            raise UserError(f"{SHARE:.0%} of the games hold {len(rows)} statements, too few for two clusters of {settings.min_cluster_size}: lower --min-cluster-size, or leave out "
+                            "the stability with --seeds 0.")
         again, before = cluster(vectors[rows], settings, seed), labels[rows]
         both = (again != NOISE) & (before != NOISE)
         runs.append({"seed": seed, "statements": len(rows), "clusters": int(again.max()) + 1, "noise": float((again == NOISE).mean()),
@@ -143,7 +148,8 @@ def stability(vectors: np.ndarray, games: Sequence[str], labels: np.ndarray, set
     found: dict[str, Any] = {"runs": runs}
     for name in ("ari", "ari_clustered", "clusters", "noise"):
         values = [run[name] for run in runs if run[name] is not None]
-        found[name] = stats.over_seeds(values).to_dict() if values else None
+        ends = (float(np.mean(values)), float(min(values)), float(max(values))) if values else ()
+        found[name] = stats.Interval(*ends, len(values), "lowest and highest of reclusterings").to_dict() if values else None
     return found
 
 
@@ -160,9 +166,11 @@ def representatives(vectors: np.ndarray, texts: Sequence[str], labels: np.ndarra
     return found
 
 
-def write_clusters(folder: Path, statements: Sequence[Mapping], settings: Settings, seeds: int, seed: int, most: int) -> dict[str, Any]:
-    """Cluster the statements (by id, so their order in the file does not matter) and write clusters, representatives, noise and facts."""
-    statements = sorted(statements, key=lambda row: row["id"])
+def write_clusters(folder: Path, statements: Sequence[Mapping], settings: Settings, seeds: int, seed: int, most: int, command: str = "") -> dict[str, Any]:
+    """Cluster the statements (by id, so their order in the file does not matter) and write clusters, representatives, noise and facts (with the command)."""
+    if not all(isinstance(row["text"], str) for row in statements):
+        raise UserError("a statement has no text.")
+    statements = sorted(statements, key=lambda row: str(row["id"]))
     ids, texts, games = ([str(row[name]) for row in statements] for name in ("id", "text", "game"))
     if len(set(ids)) < len(ids):
         raise UserError(f"the statement {next(i for i, n in Counter(ids).items() if n > 1)} comes twice.")
@@ -176,7 +184,7 @@ def write_clusters(folder: Path, statements: Sequence[Mapping], settings: Settin
         clusters.append({"cluster": label, "size": len(rows), "games": len({games[i] for i in rows}), "right": sum(bool(statements[i].get("right")) for i in rows),
                          "statements": [ids[i] for i in rows]})
         chosen += [{"number": len(chosen) + place, "cluster": label, "statement": ids[i], "text": texts[i]} for place, i in enumerate(picked, 1)]
-    facts = {"method": settings.method, "settings": asdict(settings), "seed": seed, "statements": len(ids), "distinct_texts": len(set(texts)),
+    facts = {"command": command, "method": settings.method, "settings": asdict(settings), "seed": seed, "statements": len(ids), "distinct_texts": len(set(texts)),
              "statements_hash": hashlib.sha256(json.dumps([ids, texts]).encode()).hexdigest()[:16], "clusters": len(clusters), "representatives": len(chosen),
              "noise": stats.wilson(int((labels == NOISE).sum()), len(ids)).to_dict(), "stability": stability(vectors, games, labels, settings, seeds) if seeds else None}
     write_lines(folder / "clusters.jsonl", clusters)
@@ -275,18 +283,21 @@ def main(argv: list[str]) -> None:
     a.add_argument("--seeds", type=int, default=5, help="reclusterings for the stability; 0 = not measured")
     a.add_argument("--seed", type=int, default=0)
     a = a.parse_args(argv)
-    if min(a.neighbours, a.representatives, 1 if a.dims is None else a.dims) < 1 or a.min_cluster_size < 2:
-        raise UserError("--dims, --neighbours and --representatives must be at least 1, and --min-cluster-size at least 2.")
+    check_folder("--to", a.to)
+    if min(a.neighbours, a.representatives, 1 if a.dims is None else a.dims) < 1 or a.min_cluster_size < 2 or min(a.seeds, a.seed) < 0:
+        raise UserError("--dims, --neighbours and --representatives must be at least 1, --min-cluster-size at least 2, and --seeds and --seed at least 0.")
     rows = [row for row in read_lines(a.statements, ("id", "game", "text")) if not a.right_only or row.get("right")]
+    if not rows:
+        raise UserError(f"{a.statements.name} has no statement from an answer that named the human.")
     settings = Settings(a.embeddings, a.umap, a.dims or (5 if a.umap else 10), a.neighbours, a.min_cluster_size)
-    facts = write_clusters(a.to, rows, settings, a.seeds, a.seed, a.representatives)
+    facts = write_clusters(a.to, rows, settings, a.seeds, a.seed, a.representatives, command_line("cluster", argv))
     print(f"{facts['method']}\n{facts['clusters']} clusters of {facts['statements']:,} statements, {facts['representatives']} representatives, "
-          f"noise {facts['noise']['value']:.3f} [{facts['noise']['low']:.3f}, {facts['noise']['high']:.3f}]")
+          f"noise {with_interval(facts['noise'], 'share')}")
     for name, what in (("ari", "noise as one cluster"), ("ari_clustered", "statements clustered both times")):
-        found = facts["stability"] and facts["stability"][name]
-        if found and found["low"] is not None:
-            print(f"stability over {a.seeds} seeds and resamples of {SHARE:.0%} of the games, {what}: "
-                  f"adjusted Rand index {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]")
+        if a.seeds:
+            found = facts["stability"][name]
+            print(f"stability over {a.seeds} seeds and resamples of {SHARE:.0%} of the games, {what}: adjusted Rand index "
+                  + (f"{found['value']:.3f}, from {found['low']:.3f} to {found['high']:.3f}" if found else "not measured: there are none"))
 
 
 def main_reduce(argv: list[str]) -> None:
@@ -298,13 +309,16 @@ def main_reduce(argv: list[str]) -> None:
     add_arguments(a)
     a.set_defaults(max_tokens=16384, timeout=600.0)
     a = a.parse_args(argv)
+    check_file("--to", a.to)
+    if a.items < 1:
+        raise UserError("--items must be at least 1.")
     chosen = read_lines(a.folder / "representatives.jsonl", ("number", "cluster", "statement", "text"))
     clusters = read_lines(a.folder / "clusters.jsonl", ("cluster", "statements"))
     client = client_from(a, a.to.parent / "judge_cache")
     found = reduce(client, chosen, a.items)
     traced = provenance(found, chosen, clusters)
     said = write_items(a.to, found, f"A draft by {client.model}, prompt {PROMPT_VERSION}, from {len(chosen)} representatives; read it before use.")
-    trace = {"checksum": said, "judge": client.model, "prompt_version": PROMPT_VERSION, **traced}
+    trace = {"command": command_line("cluster", ["reduce", *argv]), "checksum": said, "judge": client.model, "prompt_version": PROMPT_VERSION, **traced}
     write_json(a.to.with_suffix(".provenance.json"), trace)
     by_group: dict[str, int] = defaultdict(int)
     for row in found["items"]:

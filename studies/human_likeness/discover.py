@@ -21,9 +21,10 @@ from data.store import write_json, write_lines
 from eval import stats
 from eval.chat_client import ChatClient
 from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
-from runtime.errors import UserError, run_main
+from eval.tables import with_interval
+from runtime.errors import UserError, check_file, run_main
 from studies.human_likeness.pairs import draw
-from studies.human_likeness.storage import read_table, write_table
+from studies.human_likeness.storage import command_line, read_table, write_table
 
 FEWEST_TOKENS = 50  # of a transcript, split at white space, the speakers' tags counted
 FEWEST, MOST, LONGEST = 3, 5, 30  # statements of an answer; words of a statement
@@ -141,9 +142,15 @@ def ask(client: ChatClient, games: Sequence[Game], seed: int = 0) -> tuple[list[
 
 
 def import_run(path: Path) -> tuple[list[Answer], Counter]:
-    """The answers in a file of the published study: columns game_id, who_is_human, aijudge_verdict, human_characteristics (a JSON list)."""
-    answers, wrong = [], Counter()
+    """The answers in a file of the published study: columns game_id, who_is_human, aijudge_verdict, human_characteristics (a JSON list).
+
+    UserError for a game that comes twice and a who_is_human that is neither A nor B: every verdict on it would be a wrong one.
+    """
+    answers, wrong, seen = [], Counter(), set()
     for row in read_table(path, ("game_id", "who_is_human", "aijudge_verdict", "human_characteristics")):
+        if row["game_id"] in seen or row["who_is_human"] not in OTHER:
+            raise UserError(f"{path.name}: game {row['game_id']} " + ("comes twice." if row["game_id"] in seen else "needs A or B as who_is_human."))
+        seen.add(row["game_id"])
         try:
             said = json.loads(row["human_characteristics"])
         except ValueError:
@@ -193,12 +200,6 @@ def report(answers: Sequence[Answer], games: int) -> dict:
     return found
 
 
-def shown_interval(found: Mapping) -> str:
-    """An interval's dict in words."""
-    ends = f" [{found['low']:.3f}, {found['high']:.3f}]" if found["low"] is not None and found["high"] is not None else f" ({found['method']})"
-    return f"{found['value']:.3f}{ends}, n = {found['n']}"
-
-
 def write_answers(to: Path, answers: Sequence[Answer], games: int, facts: Mapping) -> None:
     """Statements, facts beside them, and a summary on the screen. UserError when there is nothing to write."""
     if not answers:
@@ -209,7 +210,7 @@ def write_answers(to: Path, answers: Sequence[Answer], games: int, facts: Mappin
     print(f"{found['statements']:,} statements from {found['answers']:,} answers to {games:,} games, {found['games_without_an_answer']:,} games without an answer")
     for name in ("accuracy_both_orders", "accuracy_where_both_agree", "accuracy_first_order", "says_A_both_orders", "says_A_first_order", "orders_agree"):
         if name in found:
-            print(f"{name.replace('_', ' '):27} {shown_interval(found[name])}")
+            print(f"{name.replace('_', ' '):27} {with_interval(found[name], 'share')}, n = {found[name]['n']}")
     if "always_A" in found:
         print(f"kept to a position: A {found['always_A']}, B {found['always_B']}, sign test p = {found['position_bias_p']:.2g}")
     else:
@@ -227,6 +228,7 @@ def main(argv: list[str]) -> None:
         add_arguments(a)
         a.set_defaults(max_tokens=2048)
     a = a.parse_args(argv[1:] if command else argv)
+    check_file("--to", a.to, a.source)
     if command == "filter":
         rows, out = usable_games(read_table(a.source, ("game_id", "label", "witness", "is_human", "verdict", "confidence", "reason", "conversation")))
         if not rows:
@@ -240,12 +242,12 @@ def main(argv: list[str]) -> None:
         print(f"{2 * len(games):,} witnesses of {len(games):,} games: {a.to}")
     elif command == "import":
         answers, wrong = import_run(a.source)
-        write_answers(a.to, answers, len(answers) + wrong.total(), {"source": a.source.name, "invalid_answers": dict(wrong)})
+        write_answers(a.to, answers, len(answers) + wrong.total(), {"command": command_line("discover", argv), "invalid_answers": dict(wrong)})
     else:
         games = read_games(a.source)
         client = client_from(a, a.to.parent / "judge_cache")
         answers, wrong = ask(client, games, a.seed)
-        write_answers(a.to, answers, len(games), {"source": a.source.name, "judge": client.model, "prompt_version": PROMPT_VERSION, "seed": a.seed,
+        write_answers(a.to, answers, len(games), {"command": command_line("discover", argv), "judge": client.model, "temperature": client.temperature, "prompt_version": PROMPT_VERSION, "seed": a.seed,
                                                   "invalid_answers": dict(wrong), "client": client.totals()})
 
 

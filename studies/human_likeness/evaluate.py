@@ -1,9 +1,9 @@
 """How human-like each epoch's samples are: score them, check that the scores are theirs, draw the curves, test the differences.
 
     python -m studies.human_likeness.evaluate score out/NAME --weights weights.json --model JUDGE --base-url URL [--epochs 0 2 4] [--ratings 3]
-    python -m studies.human_likeness.evaluate curves FOLDER --to RESULTS [--asked published] [--rescore weights.json] [--dev-share .5]
+    python -m studies.human_likeness.evaluate curves FOLDER --to RESULTS [--asked published] [--rescore weights.json | --published-weights FILE] [--dev-share .5]
 
-The first writes NAME/scored/samples_epoch_NN_scored_JUDGE.csv. The second reads every model below FOLDER, ours or in the public study's layout
+The first writes NAME/scored/samples_epoch_NN_scored_JUDGE.csv, with how it was made beside it. The second reads every model below FOLDER, ours or in the public study's layout
 (--asked published says which items its bare lists of ratings are about), and writes curves.json, curves.md and pictures.
 """
 import argparse
@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,13 @@ import numpy as np
 from data.sources import hash_share
 from data.store import write_json
 from eval import stats
-from eval.llm_judge import add_arguments, client_from
 from runtime.config import digest
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_folder, run_main
 from studies.human_likeness.dialogue import VISIT, clean, problems, turns
-from studies.human_likeness.folders import SAMPLES, ModelFolder, Rated, read_study
-from studies.human_likeness.items import ASKED, OURS, Weights, human_likeness, load_items, load_weights
-from studies.human_likeness.judge import rate, scored_row
-from studies.human_likeness.storage import read_table, write_table
+from studies.human_likeness.folders import ModelFolder, Rated, read_study, sample_files
+from studies.human_likeness.items import ASKED, OURS, Weights, human_likeness, load_items, load_weights, published_weights
+from studies.human_likeness.judge import add_rating_arguments, rate, rating_client, rating_facts, scored_row
+from studies.human_likeness.storage import command_line, read_table, write_table
 
 FEWEST = 0.1  # share of prompts on either side of equal length below which nothing is said about equal length
 Column = dict[int, Rated]  # the rated samples of one epoch, by row
@@ -33,30 +33,32 @@ Column = dict[int, Rated]  # the rated samples of one epoch, by row
 
 # ---- score ----------------------------------------------------------------------------------------------------------------
 
-def score(a: argparse.Namespace) -> None:
+def score(a: argparse.Namespace, command: str) -> None:
     """Judge the samples of every wanted epoch (see the top of this file). Samples without a patient's turn are counted and not judged."""
     everything = load_items(a.questionnaire)
     weights = load_weights(a.weights, everything, a.ids)
     asked = everything.only(weights.ids)
-    files = {int(SAMPLES.fullmatch(path.name)[1]): path for path in sorted((a.folder / "inference").glob("samples_epoch_*.csv")) if SAMPLES.fullmatch(path.name)}
+    files = sample_files(a.folder)
     if not files:
         raise UserError(f"{a.folder}/inference holds no samples_epoch_NN.csv: train with --dpo.samples_file.")
     if missing := [epoch for epoch in a.epochs if epoch not in files]:
         raise UserError(f"there are no samples of epoch {missing[0]}; there are {', '.join(map(str, files))}.")
-    client = client_from(a, a.folder / "scored" / "judge_cache")
+    client = rating_client(a, a.folder / "scored" / "judge_cache")
     for epoch in a.epochs or files:
         rows = read_table(files[epoch], ("prompt", "response"))
         texts, cleaned = zip(*(clean(row["response"]) for row in rows))
         usable = [i for i, text in enumerate(texts) if any(turn.speaker == VISIT[0] for turn in turns(text))]
         rated, wrong = rate(client, asked, [texts[i] for i in usable], VISIT, a.ratings, a.seed)
-        by_row = dict(zip(usable, rated))
+        by_row, facts = dict(zip(usable, rated)), rating_facts(command, a, client, asked, weights, rated, wrong)
         made = [scored_row({"dialogue_id": str(i), "prompt": row["prompt"], "response": row["response"], "dialogue": text}, text, done, by_row[i], weights, asked, VISIT)
-                | {"weights_hash": digest([weights.w, weights.b]), "valid_ratings_wanted": str(a.ratings), "judge": client.model, "seed": a.seed}
+                | {"weights_hash": digest([weights.w, weights.b]), "valid_ratings_wanted": str(a.ratings), "judge": client.model, "seed": a.seed, "temperature": facts["temperature"]}
                 for i, (row, text, done) in enumerate(zip(rows, texts, cleaned)) if i in by_row]
         made = [row for row in made if row["score"]]
         if not made:
             raise UserError(f"epoch {epoch}: no sample could be rated ({dict(wrong) or 'none has a turn of the patient'}).")
-        write_table(a.folder / "scored" / f"samples_epoch_{epoch:02d}_scored_{file_name(client.model)}.csv", made)
+        to = a.folder / "scored" / f"samples_epoch_{epoch:02d}_scored_{file_name(client.model)}.csv"
+        write_table(to, made)
+        write_json(to.with_name(f"{to.stem}.facts.json"), facts | {"samples": len(rows)})
         swapped = sum(bool(problems(turns(text))) for text in texts)
         print(f"epoch {epoch}: {len(made)} of {len(rows)} samples scored, mean {np.mean([float(row['score']) for row in made]):.3f}; {swapped} with swapped roles or a missing speaker")
     print(json.dumps(client.totals()))
@@ -89,16 +91,27 @@ def curve(epochs: dict[int, Column], weights: Weights | None, seed: int) -> list
         own = scores[epoch]
         row = {"epoch": epoch, "score": stats.mean(list(own.values()), seed=seed).to_dict(), "words_per_turn": float(np.mean([r.words_per_turn for r in column.values()])),
                "cv": float(np.mean([r.cv for r in column.values()])), "role_problems": sum(bool(r.problems) for r in column.values()), "unclosed": sum(r.unclosed for r in column.values()), "n": len(own)}
-        both = sorted(i for i in own.keys() & scores.get(0, {}).keys() if column[i].prompt == epochs[0][i].prompt)
+        both = same_prompts(epochs, epoch)
         if epoch and both:
             base, now = ([s[i] for i in both] for s in (scores[0], own))
             longer = np.array([np.log1p(column[i].words_per_turn) - np.log1p(epochs[0][i].words_per_turn) for i in both])
             row |= {"difference": stats.mean_difference(base, now, seed=seed).to_dict(), "p": stats.sign_flip_test(base, now, seed=seed),
-                    "as_long": float((longer >= 0).mean()), "at_equal_length": at_equal_length(np.array(now) - np.array(base), longer, seed).to_dict()}
+                    "as_long": float((longer >= 0).mean()), "at_equal_length": without_nan(at_equal_length(np.array(now) - np.array(base), longer, seed))}
         found.append(row)
     for row, p in zip([r for r in found if "p" in r], stats.holm([r["p"] for r in found if "p" in r])):
         row["p_holm"] = p
     return found
+
+
+def same_prompts(epochs: dict[int, Column], epoch: int) -> list[int]:
+    """The rows that this epoch and epoch 0 both have, of the same prompt."""
+    base = epochs.get(0, {})
+    return sorted(i for i, rated in epochs[epoch].items() if i in base and rated.prompt == base[i].prompt)
+
+
+def without_nan(found: stats.Interval) -> dict:
+    """As plain values, for JSON, which knows no NaN: null where nothing was estimated."""
+    return found.to_dict() | ({"value": None} if math.isnan(found.value) else {})
 
 
 def at_equal_length(difference: np.ndarray, longer: np.ndarray, seed: int) -> stats.Interval:
@@ -128,7 +141,7 @@ def chosen_epoch(epochs: dict[int, Column], weights: Weights | None, dev_share: 
     dev = {row for row in scores[0] if hash_share(row, seed) < dev_share}
     means = {epoch: np.mean([s[i] for i in s if i in dev]) for epoch, s in scores.items() if any(i in dev for i in s)}
     best = max((epoch for epoch in means if epoch), key=lambda epoch: means[epoch], default=None)
-    rest = [] if best is None else sorted(i for i in scores[best] if i in scores[0] and i not in dev)
+    rest = [] if best is None else [i for i in same_prompts(epochs, best) if i not in dev]
     if len(rest) < 2:
         return None
     base, now = ([s[i] for i in rest] for s in (scores[0], scores[best]))
@@ -160,7 +173,7 @@ def study(models: Sequence[ModelFolder], weights: Weights | None, dev_share: flo
 
 def cell(interval: dict | None) -> str:
     """A value with its interval."""
-    if interval is None or math.isnan(interval["value"]):
+    if interval is None or interval["value"] is None:
         return "–"
     ends = "" if interval["low"] is None else f" [{interval['low']:+.2f}, {interval['high']:+.2f}]"
     return f"{interval['value']:+.2f}{ends}"
@@ -168,9 +181,10 @@ def cell(interval: dict | None) -> str:
 
 def page(found: dict) -> str:
     """The figures as Markdown."""
-    lines = ["# Human-likeness by epoch", "", f"Score: {found['score']} (log-odds, higher = more human). Differences to epoch 0 on the same prompts, two-sided sign-flip tests, Holm over a "
+    lines = ["# Human-likeness by epoch", "", f"Generated by `{found['command']}`: do not edit.", "", f"Score: {found['score']} (log-odds, higher = more human). Differences to epoch 0 on the same prompts, two-sided sign-flip tests, Holm over a "
              "model's epochs. \"As long\" is the share of prompts whose turns are as long as before, or longer; \"at equal length\" what is left of the "
-             f"difference there, by a straight line: a dash where fewer than {FEWEST:.0%} of the prompts lie on either side. \"Unclosed\" dialogues ran into the longest length.", ""]
+             f"difference there, by a straight line: a dash where fewer than {FEWEST:.0%} of the prompts lie on either side. \"Unclosed\" dialogues ran into the longest length. "
+             "Prompts count as independent, also those of personas with one parent: where there are several of a parent, intervals may be somewhat too narrow.", ""]
     for name, model in found["models"].items():
         lines += [f"## {name}", "", "| epoch | n | score | difference | p (Holm) | as long | at equal length | words a turn | roles swapped | unclosed |", "|---" * 10 + "|"]
         lines += [f"| {r['epoch']} | {r['n']} | {cell(r['score'])} | {cell(r.get('difference'))} | {format(r['p_holm'], '.2g') if 'p_holm' in r else '–'} | {format(r['as_long'], '.0%') if 'as_long' in r else '–'} "
@@ -212,11 +226,16 @@ def draw(found: dict, folder: Path) -> None:
         pyplot.close(figure)
 
 
-def curves(a: argparse.Namespace) -> None:
+def curves(a: argparse.Namespace, command: str) -> None:
     """Read, verify and compare (see the top of this file)."""
+    if not 0 < a.dev_share < 1:
+        raise UserError("--dev-share must lie between 0 and 1: the epoch is chosen on one part of the prompts and reported on the other.")
+    check_folder("--to", a.to)
     questionnaire = load_items(a.questionnaire)
     ids = questionnaire.numbered(ASKED) if a.asked == ["published"] else tuple(a.asked)
-    weights = load_weights(a.rescore, questionnaire, a.ids) if a.rescore else None
+    weights = published_weights(a.published_weights, questionnaire, "as published") if a.published_weights else load_weights(a.rescore, questionnaire, a.ids) if a.rescore else None
+    if weights and not weights.note:
+        weights = replace(weights, note=f"the weights in {a.rescore.name}")
     models = read_study(a.folder, ids)
     for model in models:
         for rated in (r for by_epoch in model.rated.values() for rows in by_epoch.values() for r in rows[:1]):
@@ -227,10 +246,10 @@ def curves(a: argparse.Namespace) -> None:
             print(f"warning: {model.name}: {warning}")
     if not any(model.rated for model in models):
         raise UserError(f"{a.folder}: no scored file belongs to its samples; nothing to compare.")
-    found = study(models, weights, a.dev_share, a.seed)
+    found = study(models, weights, a.dev_share, a.seed) | {"command": command}
     a.to.mkdir(parents=True, exist_ok=True)
     write_json(a.to / "curves.json", found)
-    (a.to / "curves.md").write_text(page(found))
+    (a.to / "curves.md").write_text(page(found), encoding="utf-8")
     draw(found, a.to)
     print(page(found))
 
@@ -246,14 +265,16 @@ def main(argv: list[str]) -> None:
         p.add_argument("--seed", type=int, default=0)
     s.add_argument("--weights", type=Path, required=True)
     s.add_argument("--epochs", type=int, nargs="*", default=[], help="all when left out")
-    s.add_argument("--ratings", type=int, default=1)
-    add_arguments(s)
+    add_rating_arguments(s)
     c.add_argument("--to", type=Path, required=True)
     c.add_argument("--asked", nargs="*", default=[], help="item ids of bare lists of ratings, in their order; `published` for the public study's files")
-    c.add_argument("--rescore", type=Path, help="weights to use instead of the scores in the files")
+    instead = c.add_mutually_exclusive_group()
+    instead.add_argument("--rescore", type=Path, help="weights to use instead of the scores in the files")
+    instead.add_argument("--published-weights", type=Path, help="score with the study's bare list of weights as it was used, on questions that 14 of the 16 were not fitted on; "
+                         "joined as fitted it cannot score these ratings, which hold no answer to seven of its items")
     c.add_argument("--dev-share", type=float, default=0.5, help="share of the prompts on which the epoch is chosen")
     a = a.parse_args(argv)
-    {"score": score, "curves": curves}[a.part](a)
+    {"score": score, "curves": curves}[a.part](a, command_line("evaluate", argv))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from studies.human_likeness.items import check_answers
 from studies.human_likeness.storage import read_table
 
 BASE = "no base to compare with"
-MADE_BY = ("weights_hash", "questionnaire", "valid_ratings_wanted")  # columns of a scored file that must not change between epochs
+MADE_BY = ("weights_hash", "questionnaire", "valid_ratings_wanted", "temperature")  # columns of a scored file that must not change between epochs
 SAMPLES, SCORED = re.compile(r"samples_epoch_(\d+)\.csv"), re.compile(r"samples_epoch_(\d+)_scored_(.+)\.csv")
 
 
@@ -34,7 +34,7 @@ class Rated:
     cv: float
     problems: tuple[str, ...]
     unclosed: bool     # the dialogue has no end: it ran into the longest length
-    made_by: tuple[str, ...]  # weights, questionnaire and number of ratings, where the file says
+    made_by: tuple[str, ...]  # weights, questionnaire, number of ratings and temperature, where the file says
 
 
 @dataclass
@@ -54,15 +54,21 @@ def model_folders(root: Path) -> list[Path]:
     return found
 
 
-def read_samples(folder: Path) -> dict[int, list[tuple[str, str]]]:
-    """epoch -> (hash of the response, hash of the prompt) of every sample, in the order of the file. UserError for two files of one epoch."""
-    found: dict[int, list[tuple[str, str]]] = {}
-    for path in sorted((folder / "inference").iterdir()):
+def sample_files(folder: Path) -> dict[int, Path]:
+    """epoch -> its file of samples. UserError for two files of one epoch."""
+    found: dict[int, Path] = {}
+    for path in sorted((folder / "inference").glob("*.csv")):
         if match := SAMPLES.fullmatch(path.name):
             if int(match[1]) in found:
                 raise UserError(f"{folder}/inference holds two files of epoch {int(match[1])}.")
-            found[int(match[1])] = [(text_hash(row["response"]), text_hash(row["prompt"])) for row in read_table(path, ("prompt", "response"))]
-    return found
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def read_samples(folder: Path) -> dict[int, list[tuple[str, str]]]:
+    """epoch -> (hash of the response, hash of the prompt) of every sample, in the order of the file. UserError for two files of one epoch."""
+    return {epoch: [(text_hash(row["response"]), text_hash(row["prompt"])) for row in read_table(path, ("prompt", "response"))]
+            for epoch, path in sample_files(folder).items()}
 
 
 def answers_of(row: dict[str, str], ids: Sequence[str]) -> dict[str, float]:
@@ -98,21 +104,23 @@ def read_model(folder: Path, name: str, samples: dict[int, list[tuple[str, str]]
         if epoch not in model.samples:
             model.warnings.append(f"{path.name}: there are no samples of epoch {epoch} to compare with; not used")
             continue
+        if epoch in model.rated.get(judge, {}):
+            raise UserError(f"{folder}/scored holds two files of epoch {epoch} by {judge}.")
         rows, foreign, lacking = read_scores(path, model.samples[epoch], lambda seen: whose(seen, name, epoch, everywhere), ids)
         if lacking and not foreign:
             model.warnings.append(f"{path.name}: {', '.join(f'{n} {why}' for why, n in lacking.items())}; {len(rows)} of {len(model.samples[epoch])} samples are used")
         if foreign:
             strange[judge].append((epoch, len(rows) + sum(foreign.values()), foreign))
-        else:
+        elif rows:
             model.rated.setdefault(judge, {})[epoch] = rows
     for judge, files in strange.items():
         sources = sum((foreign for _, _, foreign in files), Counter())
         model.warnings.append(f"scores by {judge}, epoch {', '.join(str(epoch) for epoch, _, _ in files)}: {sum(sources.values())} of {sum(n for _, n, _ in files)} rows are not of "
                               f"these samples ({'; '.join(f'{n} {source}' for source, n in sources.most_common())}); not used")
     for judge, by_epoch in model.rated.items():
-        makers = {rated.made_by for rows in by_epoch.values() for rated in rows}
+        makers = {(*rated.made_by, *sorted(rated.answers)) for rows in by_epoch.values() for rated in rows}
         if len(makers) > 1:
-            raise UserError(f"{name}: the scores by {judge} were made with {len(makers)} different weights, questionnaires or numbers of ratings: score all epochs alike.")
+            raise UserError(f"{name}: the scores by {judge} were made with {len(makers)} different weights, questionnaires, temperatures or numbers of ratings: score all epochs alike.")
         if 0 in by_epoch and any(BASE in warning for warning in model.warnings):
             del by_epoch[0]  # differences to a base that is none would be the finding
     return model
@@ -130,7 +138,7 @@ def read_scores(path: Path, samples: Sequence[tuple[str, str]], source: Callable
             place, answers, score = int(row["dialogue_id"]), answers_of(row, ids), float(row.get("score") or row["hal16_score"])
             if not math.isfinite(score) or place in seen:
                 raise ValueError(f"sample {place} is scored twice" if place in seen else f"the score is {score}")
-        except (KeyError, ValueError, SyntaxError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError) as error:
             raise UserError(f"{path}, row {number}: {error}.") from None
         seen.add(place)
         own, (body, done) = text_hash(row["response"]), clean(row["response"])

@@ -51,8 +51,10 @@ class Questionnaire:
         return Questionnaire(kept, self.scale, self.version, checksum(kept, self.scale))
 
     def numbered(self, numbers: Sequence[int]) -> tuple[str, ...]:
-        """The ids of the published study's trait numbers, in the order given."""
+        """The ids of the published study's trait numbers, in the order given. UserError for a number that no item has."""
         by_number = {item.published: item.id for item in self.items}
+        if lacking := [number for number in numbers if number not in by_number]:
+            raise UserError(f"this questionnaire has no item for the public study's trait {lacking[0]}: for its files leave --questionnaire out.")
         return tuple(by_number[number] for number in numbers)
 
 
@@ -81,9 +83,9 @@ def load_items(path: Path = OURS) -> Questionnaire:
         version, said = int(found["version"]), str(found["checksum"])[:64]
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is no questionnaire ({str(error).splitlines()[0] if str(error) else type(error).__name__}).") from None
-    repeated = {item.id for item in items if sum(other.id == item.id for other in items) > 1}
-    if repeated:
-        raise UserError(f"{path}: the id {sorted(repeated)[0]} stands on more than one item.")
+    for what, values in (("id", [item.id for item in items]), ("published number", [item.published for item in items if item.published])):
+        if repeated := sorted({value for value in values if values.count(value) > 1}):
+            raise UserError(f"{path}: the {what} {repeated[0]} stands on more than one item.")
     if said != checksum(items, scale):
         raise UserError(f"{path}: the items are not those of checksum {said}. If the change is wanted, raise `version` and write checksum: {checksum(items, scale)}")
     return Questionnaire(items, scale, version, said)
@@ -149,12 +151,14 @@ def load_weights(path: Path, questionnaire: Questionnaire, ids: Sequence[str] = 
     UserError for a list without ids, another number of ids, unknown or repeated ones, and items that have changed since the fit.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         w, b = found["w"], float(found["b"])
+        if not isinstance(w, dict | list):
+            raise ValueError("w is no list and no object")
         values = [float(value) for value in (w.values() if isinstance(w, dict) else w)]
         if not values or not all(map(math.isfinite, [*values, b])):
             raise ValueError("they must be numbers, and at least one")
-    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} holds no weights ({str(error) or type(error).__name__}).") from None
     if not isinstance(w, dict) and not ids:
         raise UserError(f"{path} is a bare list of {len(values)} weights: say which items they belong to, in their order (--ids).")

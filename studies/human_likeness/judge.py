@@ -21,11 +21,11 @@ import numpy as np
 from data.store import write_json
 from eval.chat_client import ChatClient
 from eval.llm_judge import add_arguments, ask_until_valid, client_from, framed, json_objects
-from eval.stats import Interval, bootstrap
-from runtime.errors import UserError, run_main
+from eval.stats import Interval, bootstrap, no_false_certainty
+from runtime.errors import UserError, check_file, run_main
 from studies.human_likeness.dialogue import TURING, VISIT, clean, features, problems, text_hash, turns
 from studies.human_likeness.items import HIGH, LOW, OURS, Questionnaire, Weights, check_answers, human_likeness, load_items, load_weights
-from studies.human_likeness.storage import read_table, write_table
+from studies.human_likeness.storage import command_line, read_table, write_table
 
 Ratings = list[dict[str, int] | None]  # the ratings of one dialogue; None where the judge gave no valid answer
 SPEAKERS = {VISIT: ("the patient, whose lines begin with P:", "the doctor, whose lines begin with D:"),
@@ -137,7 +137,8 @@ def agreement(values: np.ndarray, seed: int = 0) -> Agreement:
         total = between + (k - 1) * within
         return np.where(total > 0, (between - within) / np.where(total > 0, total, 1), np.inf)
 
-    interval = bootstrap([means, means**2, inner], from_sums, seed=seed) if np.isfinite(single) else Interval(single, None, None, n, "nothing varies")
+    interval = no_false_certainty(bootstrap([means, means**2, inner], from_sums, seed=seed), "no two ratings of a dialogue differ") if np.isfinite(single) else \
+        Interval(single, None, None, n, "nothing varies")
     shrunk = 1 + (k - 1) * single  # 0 where the ratings of a dialogue cancel out exactly
     return Agreement(interval, k * single / shrunk if shrunk > 1e-12 else float("nan"), float(np.sqrt(inner.sum() / (n * (k - 1)))), n, k)
 
@@ -153,6 +154,33 @@ def agreements(rated: Sequence[Ratings], weights: Weights | None, ids: Sequence[
 
 
 # ---- command line -------------------------------------------------------------------------------------------------------
+
+def add_rating_arguments(a: argparse.ArgumentParser) -> None:
+    """What the commands that rate dialogues share: how often, how warm, and who the judge is."""
+    a.add_argument("--ratings", type=int, default=1, help="independent ratings of each dialogue")
+    a.add_argument("--temperature", type=float, help="of the judge; otherwise 0 for one rating and 1 for several, since at 0 a judge repeats itself and its agreement "
+                   "with itself means nothing (with --reasoning-effort none is sent)")
+    add_arguments(a)
+
+
+def rating_client(a: argparse.Namespace, cache: Path) -> ChatClient:
+    """The judge that these arguments describe. UserError for less than one rating; repeated ratings that can only be copies are warned of."""
+    if a.ratings < 1:
+        raise UserError("--ratings must be at least 1.")
+    client = client_from(a, cache, float(a.ratings > 1) if a.temperature is None else a.temperature)
+    if a.ratings > 1 and not client.temperature and not client.reasoning_effort:
+        print(f"warning: at temperature 0 {a.ratings} ratings of a dialogue differ by the order of the statements alone: their agreement does not measure the judge's noise.")
+    return client
+
+
+def rating_facts(command: str, a: argparse.Namespace, client: ChatClient, asked: Questionnaire, weights: Weights | None, rated: Sequence[Ratings], wrong: Counter) -> dict:
+    """How ratings were made and how far they agree, for the file beside them."""
+    return {"command": command, "judge": client.model, "temperature": None if client.reasoning_effort else client.temperature, "seed_sent": not a.no_seed,
+            "reasoning_effort": client.reasoning_effort, "prompt_version": PROMPT_VERSION, "questionnaire": asked.checksum, "weights": weights.note or a.weights.name if weights else "none",
+            "seed": a.seed, "ratings": a.ratings, "rated": sum(any(r is not None for r in row) for row in rated), "invalid_answers": dict(wrong),
+            "agreement": {name: {"icc_single": g.icc_single.to_dict(), "icc_mean": None if np.isnan(g.icc_mean) else g.icc_mean, "within_sd": g.within_sd, "n": g.dialogues}
+                          for name, g in agreements(rated, weights, asked.ids).items()}}
+
 
 def read_dialogues(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV with dialogue_id and dialogue. UserError for missing columns and repeated ids."""
@@ -182,34 +210,31 @@ def main(argv: list[str]) -> None:
     a.add_argument("--questionnaire", type=Path, default=OURS, help="the items to rate; otherwise ours")
     a.add_argument("--all-items", action="store_true", help="ask all items, not only those with a weight")
     a.add_argument("--turing", action="store_true", help="the dialogues are I:/W: and W is rated; otherwise P:/D: and P")
-    a.add_argument("--ratings", type=int, default=1, help="independent ratings of each dialogue")
     a.add_argument("--skip-problems", action="store_true", help="leave out dialogues with swapped roles or a missing speaker instead of rating them")
     a.add_argument("--seed", type=int, default=0)
-    add_arguments(a)
+    add_rating_arguments(a)
     a = a.parse_args(argv)
+    check_file("--to", a.to)
     everything, tags = load_items(a.questionnaire), TURING if a.turing else VISIT
     weights = load_weights(a.weights, everything, a.ids) if a.weights else None
     asked = everything.only(weights.ids) if weights and not a.all_items else everything
-    if a.ratings < 1:
-        raise UserError("--ratings must be at least 1.")
     rows = read_dialogues(a.dialogues)
     texts, cleaned = zip(*(clean(row["dialogue"], tags) for row in rows))
     found = [problems(turns(text, tags), tags) for text in texts]
     usable = [i for i, text in enumerate(texts) if text and not (a.skip_problems and found[i])]
     if not usable:
         raise UserError(f"{a.dialogues.name}: no dialogue has a line that begins with {tags[0]}: or {tags[1]}:" + ("." if a.turing else " (for W: and I: add --turing)."))
-    client = client_from(a, a.to.parent / "judge_cache")
+    client = rating_client(a, a.to.parent / "judge_cache")
     rated, wrong = rate(client, asked, [texts[i] for i in usable], tags, a.ratings, a.seed)
+    facts = rating_facts(command_line("judge", argv), a, client, asked, weights, rated, wrong) | {
+        "dialogues": len(rows), "not_asked": len(rows) - len(usable), "client": client.totals(), "cleaned": dict(sum(cleaned, Counter())),
+        "problems": dict(Counter(p for row in found for p in row))}
+    if not facts["rated"]:
+        raise UserError(f"{client.model} gave no valid rating of any dialogue ({dict(wrong)}): nothing is written.")
     by_row = dict(zip(usable, rated))
     write_table(a.to, [scored_row(row, text, done, by_row.get(i, []), weights, asked, tags) for i, (row, text, done) in enumerate(zip(rows, texts, cleaned))])
-    scored = sum(any(r is not None for r in row) for row in rated)
-    facts = {"judge": client.model, "prompt_version": PROMPT_VERSION, "questionnaire": asked.checksum, "weights": weights.note if weights else "none", "seed": a.seed, "ratings": a.ratings,
-             "dialogues": len(rows), "rated": scored, "not_asked": len(rows) - len(usable), "invalid_answers": dict(wrong), "client": client.totals(),
-             "cleaned": dict(sum(cleaned, Counter())), "problems": dict(Counter(p for row in found for p in row)),
-             "agreement": {name: {"icc_single": g.icc_single.to_dict(), "icc_mean": g.icc_mean, "within_sd": g.within_sd, "n": g.dialogues}
-                           for name, g in agreements(rated, weights, asked.ids).items()}}
     write_json(a.to.with_suffix(".facts.json"), facts)
-    print(f"{scored:,} of {len(rows):,} dialogues rated by {client.model}; {sum(wrong.values()):,} invalid answers; {facts['problems'] or 'no problems with roles'}")
+    print(f"{facts['rated']:,} of {len(rows):,} dialogues rated by {client.model}; {sum(wrong.values()):,} invalid answers; {facts['problems'] or 'no problems with roles'}")
     if "score" in facts["agreement"]:
         print(f"ICC of one rating's score {facts['agreement']['score']['icc_single']['value']:.3f}, spread within a dialogue {facts['agreement']['score']['within_sd']:.3f}")
 

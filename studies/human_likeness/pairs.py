@@ -21,8 +21,8 @@ import numpy as np
 from chat_tokenizer import load_chat_tokenizer
 from data.store import write_json, write_lines
 from runtime.config import load_config
-from runtime.errors import UserError, run_main
-from studies.human_likeness.storage import read_lines, read_table
+from runtime.errors import UserError, check_file, run_main
+from studies.human_likeness.storage import command_line, read_lines, read_table
 
 SURE = 1.6448536269514722  # standard normal: a difference beyond it is real in 95 of 100 one-sided cases
 
@@ -58,7 +58,7 @@ class Pair:
 
 def read_scored(path: Path, score: str = "score", with_problems: bool = False) -> tuple[list[Scored], Counter]:
     """(the usable rows of a CSV, how many are left out and why): dialogues without a score, and (unless wanted) those with swapped roles or a missing
-    speaker, whose score is another speaker's. UserError for a missing column, a score that is no number, and a dialogue that comes twice."""
+    speaker, whose score is another speaker's. UserError for a missing column, a score or number of ratings that is none, and a dialogue that comes twice."""
     rows, seen, out = [], set(), Counter()
     for row in read_table(path, ("persona_id", "prompt", "dialogue_id", "dialogue", score)):
         if row["dialogue_id"] in seen:
@@ -73,7 +73,10 @@ def read_scored(path: Path, score: str = "score", with_problems: bool = False) -
             value = math.nan
         if not math.isfinite(value):
             raise UserError(f"{path.name}, dialogue {row['dialogue_id']}: {score} is {row[score]!r}, not a number.")
-        rows.append(Scored(row["dialogue_id"], row["persona_id"], row["prompt"], row["dialogue"], row.get("model") or "", value, int(row.get("valid_ratings") or 1)))
+        ratings = row.get("valid_ratings") or "1"
+        if not ratings.isdecimal() or not int(ratings):
+            raise UserError(f"{path.name}, dialogue {row['dialogue_id']}: valid_ratings is {ratings!r}, not how many ratings the score is the mean of.")
+        rows.append(Scored(row["dialogue_id"], row["persona_id"], row["prompt"], row["dialogue"], row.get("model") or "", value, int(ratings)))
     return rows, out
 
 
@@ -183,7 +186,11 @@ def audit(path: Path, argv: Sequence[str]) -> dict:
     config = load_config(list(argv))
     tokenizer, block = load_chat_tokenizer(find_folder(config.model.init_from)), config.model.block_size
     pairs = read_lines(path, ("prompt", "chosen", "rejected"))
-    prompts = [len(ids) for ids, _ in tokenizer.encode_conversations([[{"role": "user", "content": p["prompt"]}] for p in pairs])]
+    system = [{"role": "system", "content": config.data.system}] * bool(config.data.system)
+    encoded = tokenizer.encode_conversations([[*system, {"role": "user", "content": p["prompt"]}] for p in pairs])
+    if refused := [number for number, ids in enumerate(encoded, 1) if isinstance(ids, ValueError)]:
+        raise UserError(f"{path} line {refused[0]}: the chat template refuses the prompt ({encoded[refused[0] - 1]}).")
+    prompts = [len(ids) for ids, _ in encoded]
     longer = [max(map(len, tokenizer.encode_responses([p["chosen"], p["rejected"]]))) for p in pairs]
     total = np.array(prompts) + np.array(longer)
     bare = len(tokenizer.encode_messages([{"role": "user", "content": ""}])[0])
@@ -212,6 +219,9 @@ def main(argv: list[str]) -> None:
     a.add_argument("--with-problems", action="store_true", help="dialogues with swapped roles or a missing speaker as well")
     a.add_argument("--seed", type=int, default=0)
     a = a.parse_args(argv)
+    if a.cap < 0 or not 0 <= a.noise_sd < math.inf:
+        raise UserError("--cap and --noise-sd must be 0 or more.")
+    check_file("--to", a.to, a.scored)
     rows, unusable = read_scored(a.scored, a.score, a.with_problems)
     if len({row.score for row in rows}) < 2:
         raise UserError(f"{a.scored} needs at least two different scores.")
@@ -219,7 +229,7 @@ def main(argv: list[str]) -> None:
     if not pairs:
         raise UserError(f"no pair is left ({'; '.join(f'{n} out by {rule}' for rule, n in out.items())}): lower --min-margin.")
     write_lines(a.to, map(asdict, pairs))
-    found = report(rows, pairs, out, a.noise_sd) | {"dialogues_left_out": dict(unusable)}
+    found = report(rows, pairs, out, a.noise_sd) | {"dialogues_left_out": dict(unusable), "command": command_line("pairs", argv)}
     write_json(a.to.with_suffix(".report.json"), found)
     print(json.dumps(found, indent=1))
 

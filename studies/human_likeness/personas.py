@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data.store import write_json, write_lines
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_folder, run_main
 from studies.human_likeness.pairs import draw
-from studies.human_likeness.storage import read_lines
+from studies.human_likeness.storage import command_line, read_lines
 
 ESSENTIAL = ("age", "sex")
 YOUNGEST, OLDEST = 18, 100
@@ -44,7 +44,7 @@ def read_parents(path: Path) -> tuple[list[dict[str, Any]], Counter]:
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else read_lines(path, ())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no list of people ({error}).") from None
     people, seen, out = [], {}, Counter()
     if not isinstance(found, list) or not found:
@@ -60,14 +60,15 @@ def read_parents(path: Path) -> tuple[list[dict[str, Any]], Counter]:
             age = math.nan
         if not math.isfinite(age) or "sex" not in said:
             raise UserError(f"{path}: person {number} needs an age, which is a number, and a sex.")
-        for name in {content, str(row.get("id", content))}:
+        own = content if row.get("id") in (None, "") else str(row["id"])
+        for name in {content, own}:
             if name in seen:
                 raise UserError(f"{path}: persons {seen[name]} and {number} are the same ({name}): leave one out, or it may stand in two splits.")
             seen[name] = number
         if not YOUNGEST <= age <= OLDEST:  # to bring a child's age up to 18 would make another person of it
             out[f"age outside {YOUNGEST} to {OLDEST}"] += 1
             continue
-        people.append({"parent_id": str(row.get("id", content)), "age": age, "sex": said["sex"],
+        people.append({"parent_id": own, "age": age, "sex": said["sex"],
                        "traits": {name: value for name, value in said.items() if name not in ESSENTIAL}})
     return people, out
 
@@ -142,12 +143,13 @@ def main(argv: list[str]) -> None:
     a.add_argument("--difficult", type=float, default=0.1, help="share of personas that are hard to talk to")
     a.add_argument("--seed", type=int, default=0)
     a = a.parse_args(argv)
-    if a.children < 1 or min(a.dev, a.test) < 0 or a.dev + a.test >= 1:
-        raise UserError("--children must be at least 1, and --dev and --test shares that leave something for training.")
+    if a.children < 1 or not (0 <= a.dev and 0 <= a.test and a.dev + a.test < 1 and 0 <= a.difficult <= 1):
+        raise UserError("--children must be at least 1, --difficult a share, and --dev and --test shares that leave something for training.")
+    check_folder("--to", a.to)
     parents, out = read_parents(a.parents)
     rows = build(parents, a.children, a.dev, a.test, a.seed, a.difficult)
     counts = Counter(row["parent_id"] for row in rows)
-    facts = {"source": a.parents.name, "seed": a.seed, "parents": len(parents), "left_out": dict(out), "personas": len(rows),
+    facts = {"command": command_line("personas", argv), "source": a.parents.name, "seed": a.seed, "parents": len(parents), "left_out": dict(out), "personas": len(rows),
              "parents_with_fewer_children": sum(n < a.children for n in counts.values()), "difficult": sum(bool(row["difficult"]) for row in rows), "splits": {}}
     by_split = {split: [row for row in rows if row["split"] == split] for split in ("train", "dev", "test")}
     for split, own in by_split.items():

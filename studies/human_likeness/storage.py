@@ -9,15 +9,18 @@ import argparse
 import csv
 import json
 import os
+import re
+import shlex
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from data.sources import long_cells
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_file, run_main
 from studies.human_likeness.dialogue import text_hash
 
 TABLES = """
@@ -54,6 +57,26 @@ def open_store(path: Path, plan: Mapping[str, Any] | None = None) -> sqlite3.Con
         name = next(name for name in sorted({*kept, *asked}) if kept.get(name) != asked.get(name))
         raise UserError(f"{path} was begun with {name} = {kept.get(name)}, not {asked.get(name)}: give the same, or another --to.")
     return db
+
+
+@contextmanager
+def only_writer(path: Path) -> Iterator[None]:
+    """Within it nobody else can write to the store at `path`, or ask for answers that are cached beside it. UserError at once when somebody does.
+
+    The lock is SQLite's own, on an empty file beside the store: a killed run gives it back, and who only reads needs none.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = sqlite3.connect(path.with_name(path.name + ".lock"), timeout=0, isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.Error as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY:
+            raise UserError(f"another run is writing to {path}: run this command again when it has ended.") from None
+        raise UserError(f"{path} cannot be written ({error}).") from None
+    try:
+        yield
+    finally:
+        lock.close()
 
 
 def _now() -> str:
@@ -105,6 +128,14 @@ def prompts(db: sqlite3.Connection, split: str = "") -> list[dict[str, str]]:
 
 # ---- files, all or nothing ------------------------------------------------------------------------------------------------
 
+def command_line(module: str, argv: Sequence[str]) -> str:
+    """The command that made a result, as it can be published: of an absolute path its last part, and for an address URL."""
+    def plain(word: str) -> str:
+        parts = re.sub(r"[A-Za-z][\w+.-]*://.*", "URL", word, flags=re.DOTALL).split("=")
+        return "=".join(Path(part).name if Path(part).is_absolute() else part for part in parts)
+    return shlex.join(["python", "-m", f"studies.human_likeness.{module}", *map(plain, argv)])
+
+
 def read_table(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     """The rows of a CSV with a header. UserError for a file that is none, a missing column, a row with more or fewer cells, and no rows."""
     try:
@@ -146,7 +177,7 @@ def read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
         try:
             row = json.loads(line)
             missing = [name for name in needed if name not in row]
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             row, missing = None, ["JSON object"]
         if missing or not isinstance(row, dict):
             raise UserError(f"{path} line {number} has no {missing[0] if missing else 'JSON object'}.")
@@ -163,6 +194,7 @@ def main(argv: list[str]) -> None:
     a.add_argument("--split", default="", help="of this split only; otherwise all")
     a.add_argument("--prompts-only", action="store_true", help="persona_id and prompt of every persona")
     a = a.parse_args(argv)
+    check_file("--to", a.to, a.store)
     db = open_store(a.store)
     rows = (prompts if a.prompts_only else export)(db, a.split)
     if not rows:

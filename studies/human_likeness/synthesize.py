@@ -5,7 +5,7 @@
 
 Which model writes dialogue k of a persona is drawn by (seed, persona, k). A dialogue that is refused, cut or has its roles swapped is drawn again, with
 another seed, and after --tries it is lost, alone. The same command goes on where a run ended: what is stored is not made again, and what was answered
-is not asked again.
+is not asked again. One run at a time writes to a store.
 """
 import argparse
 import hashlib
@@ -21,11 +21,11 @@ from typing import Any
 from data.store import write_json
 from eval.chat_client import ChatClient, Messages
 from eval.llm_judge import ask_until_valid, framed, json_objects
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_file, run_main
 from studies.human_likeness.dialogue import CLOSING, clean, problems, turns
 from studies.human_likeness.pairs import draw
 from studies.human_likeness.personas import check_splits
-from studies.human_likeness.storage import add_dialogue, add_persona, open_store, read_lines, stored_dialogues, stored_personas
+from studies.human_likeness.storage import add_dialogue, add_persona, command_line, only_writer, open_store, read_lines, stored_dialogues, stored_personas
 
 PARTS = ("biography", "medical_condition", "reason_for_visit")
 PORTRAIT = """You invent a person for a role-play at the doctor's, from a list of facts about them. The facts must hold; everything else is yours.
@@ -210,6 +210,16 @@ def account(db: Connection, personas: Sequence[Mapping[str, Any]], request: Requ
             "by_generator": {name: dict(n) for name, n in sorted(by_model.items())}, "same_text_twice_for_a_persona": repeated}
 
 
+def read_personas(path: Path) -> list[dict[str, Any]]:
+    """The personas in a file. UserError for a field that is missing or of another kind, a parent in two splits, and a persona that comes twice."""
+    rows = read_lines(path, ("persona_id", "parent_id", "split", "age", "sex", "traits"))
+    for number, row in enumerate(rows, 1):
+        if any(not isinstance(row[name], str) or not row[name] for name in ("persona_id", "parent_id", "split")) or not isinstance(row["traits"], dict):
+            raise UserError(f"{path} line {number}: persona_id, parent_id and split must be texts, and traits an object.")
+    check_splits(rows)
+    return rows
+
+
 def named(pairs: Sequence[str], what: str) -> dict[str, str]:
     """NAME=VALUE arguments as a dict. UserError for one without = and for a name that comes twice."""
     found: dict[str, str] = {}
@@ -250,16 +260,17 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{strange[0]} is not one of --models ({', '.join(models)}).")
     if min(a.per_persona, a.tries) < 1:
         raise UserError("--per-persona and --tries must be at least 1.")
-    personas = read_lines(a.personas, ("persona_id", "parent_id", "split", "age", "sex", "traits"))
-    check_splits(personas)
+    personas = read_personas(a.personas)
+    check_file("--to", a.to, a.personas)
     request = Request(models, efforts, a.to.with_suffix(".answers"), a.seed, a.temperature, a.max_tokens, a.concurrency, a.timeout, a.tries, not a.no_seed, a.replay)
-    db = open_store(a.to, {"models": sorted(models), "writer": writer, "seed": a.seed, "prompt_version": PROMPT_VERSION})
-    bad_portraits = write_portraits(db, request, writer, personas)
-    bad_dialogues, stopped = write_dialogues(db, request, [row["persona_id"] for row in personas], a.per_persona)
-    counts = request.counts()
-    facts = account(db, personas, request, a.per_persona) | {"invalid_portraits": dict(bad_portraits), "client": dict(counts), "seed": a.seed,
-                                                            "invalid_dialogues": {name: dict(why) for name, why in sorted(bad_dialogues.items())}}
-    write_json(a.to.with_suffix(".facts.json"), facts)
+    with only_writer(a.to):
+        db = open_store(a.to, {"models": sorted(models), "writer": writer, "seed": a.seed, "prompt_version": PROMPT_VERSION})
+        bad_portraits = write_portraits(db, request, writer, personas)
+        bad_dialogues, stopped = write_dialogues(db, request, [row["persona_id"] for row in personas], a.per_persona)
+        counts = request.counts()
+        facts = account(db, personas, request, a.per_persona) | {"command": command_line("synthesize", argv), "temperature": a.temperature, "seed": a.seed, "client": dict(counts),
+                                                                "invalid_portraits": dict(bad_portraits), "invalid_dialogues": {name: dict(why) for name, why in sorted(bad_dialogues.items())}}
+        write_json(a.to.with_suffix(".facts.json"), facts)
     print(f"{facts['dialogues_written']:,} of {facts['dialogues_wanted']:,} dialogues of {len(personas):,} personas are in {a.to}; "
           f"{counts['requests']:,} requests, {counts['retries']:,} retries, {sum(map(sum, (c.values() for c in (bad_portraits, *bad_dialogues.values())))):,} invalid answers")
     for name, why in sorted(bad_dialogues.items()):

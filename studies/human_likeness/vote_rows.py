@@ -51,7 +51,10 @@ class Votes:
 
 
 def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], str]:
-    """(header, [(row as a spreadsheet counts, {column: cell})], sha256). A byte-order mark is dropped. UserError for what is no CSV file."""
+    """(header, [(row as a spreadsheet counts, {column: cell})], sha256). A byte-order mark is dropped, and cells that a row lacks at its end are empty.
+
+    UserError for what is no CSV file, and for a row with more cells than the header.
+    """
     try:
         raw = path.read_bytes()
         with long_cells():
@@ -61,6 +64,8 @@ def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], s
     if not table:
         raise UserError(f"{path} is empty.")
     header = table[0]
+    if long := [n for n, cells in enumerate(table[1:], start=2) if len(cells) > len(header)]:
+        raise UserError(f"{path} has more cells than columns in row {some(long)}: is a comma not in quotation marks?")
     rows = [(n, dict(zip(header, cells + [""] * (len(header) - len(cells))))) for n, cells in enumerate(table[1:], start=2) if any(map(str.strip, cells))]
     return header, rows, hashlib.sha256(raw).hexdigest()
 

@@ -17,13 +17,15 @@ from data.store import write_json
 from eval import agreement, ranking, stats
 from eval.ranking import ELO
 from eval.stats import Interval
-from runtime.errors import UserError, run_main
+from runtime.errors import UserError, check_folder, run_main
 from studies.human_likeness import vote_page
+from studies.human_likeness.storage import command_line
 from studies.human_likeness.vote_rows import Votes, read_votes
 
 START, K, ORDERS = 1500.0, 32.0, 500  # Elo as published
 MANY = 20_000  # orders whose mean is taken for the limit when a published mean is looked at
 ELO_RESAMPLES, ELO_ORDERS = 500, 50  # of the bootstrap of the mean over orders
+NO_MAXIMUM = "no finite maximum (someone never loses, or never wins)"
 SMALLEST = 0.03  # a win rate nearer to a half than this is called equal when votes are counted
 # What the published notebook printed about the public file, by the file's sha256. Strings keep the digits that were printed.
 PUBLISHED = {"09b5f7154f35223264f60934a9dce238228ad8f386aa7212109383a3c098b214": {
@@ -55,17 +57,16 @@ class Table:
         self.sign = np.eye(k)[self.left] - np.eye(k)[self.right]  # [n, k]: +1 for the left model, -1 for the right one
         self.on = np.abs(self.sign)
 
-    def interval(self, value: float, drawn: np.ndarray, kind: str = "", use: np.ndarray | None = None) -> dict:
+    def interval(self, value: float, drawn: np.ndarray, kind: str = "", use: np.ndarray | None = None, why: str = NO_MAXIMUM) -> dict:
         """95 % percentile interval from resamples [r] of clusters; no ends when more than 2.5 % of the resamples have no value.
 
-        use [n]: the votes it rests on, where these are not all; `n` counts their clusters.
+        use [n]: the votes it rests on, where these are not all; `n` counts their clusters. why: the reason of a value that is NaN.
         """
         kind = kind or self.main
         usable, n = drawn[np.isfinite(drawn)], len({cluster for i, cluster in enumerate(self.ids[kind]) if use is None or use[i]})
         method = f"bootstrap over {kind}s, {len(usable):,} resamples"
         if not np.isfinite(value):
-            why = "not measured: no finite maximum (someone never loses, or never wins)"
-            return {"value": None, "low": None, "high": None, "n": n, "method": why, "seed": self.seed}
+            return {"value": None, "low": None, "high": None, "n": n, "method": f"not measured: {why}", "seed": self.seed}
         ends = ranking.percentiles(usable) if len(usable) >= 0.975 * len(drawn) else (None, None)
         return stats.no_false_certainty(Interval(float(value), *ends, n, method, self.seed), "no two resamples differ").to_dict()
 
@@ -115,18 +116,28 @@ def bradley_terry(t: Table) -> list[dict]:
         use = heard if set(extra) & {"words", "turns"} else np.ones_like(heard)
         columns = [t.sign[use][:, :-1]]  # the last strength is zero: only differences count
         columns += [(sides[name][use] / (1 if name == "side" else sides[name][use].std() or 1))[:, None] for name in extra]
-        x, weights = np.concatenate(columns, axis=1), t.weights[t.main][:, use]
-        fits = [ranking.logistic(x, t.hard[use], w, [1e-9] * x.shape[1]) for w in (np.ones((1, use.sum())), weights)]
+        x = np.concatenate(columns, axis=1)
+        both = np.ones((1, use.sum())), t.weights[t.main][:, use]  # the votes as they are, and the resamples
+        fits = [ranking.logistic(x, t.hard[use], w, [1e-9] * x.shape[1]) for w in both]
         fits = [np.where(np.abs(fit).max(axis=1, keepdims=True) < 15, fit, np.nan) for fit in fits]  # beyond: no finite maximum
-        # and where some models never meet the others the ridge alone would say how they compare
-        joined = [~np.isnan(ranking.bradley_terry(wins_of(t, use, w))).any(axis=-1, keepdims=True) for w in (np.ones((1, use.sum())), weights)]
-        fits = [np.where(fine, fit, np.nan) for fine, fit in zip(joined, fits)]
+        # where some models never meet the others, or one always stands left, the ridge alone would say how they compare
+        joined = [~np.isnan(ranking.bradley_terry(wins_of(t, use, w))).any(axis=-1, keepdims=True) for w in both]
+        apart = [told_apart(x, w) for w in both]
+        fits = [np.where(fine & clear, fit, np.nan) for fine, clear, fit in zip(joined, apart, fits)]
+        why = NO_MAXIMUM if apart[0].all() else "no single maximum (models that never meet, or terms that always go together)"
         strength = [np.pad(fit[:, :k - 1], ((0, 0), (0, 1))) for fit in fits]
         value, drawn = (START + ELO * (s - s.mean(axis=1, keepdims=True)) + 0 * fit[:, :1] for s, fit in zip(strength, fits))
         rows.append({"terms": list(extra), "votes": int(use.sum()),
-                     "strengths": {model: t.interval(value[0, m], drawn[:, m]) for m, model in enumerate(t.models)},
-                     "coefficients": {name: t.interval(fits[0][0, k - 1 + j], fits[1][:, k - 1 + j]) for j, name in enumerate(extra)}})
+                     "strengths": {model: t.interval(value[0, m], drawn[:, m], why=why) for m, model in enumerate(t.models)},
+                     "coefficients": {name: t.interval(fits[0][0, k - 1 + j], fits[1][:, k - 1 + j], why=why) for j, name in enumerate(extra)}})
     return rows
+
+
+def told_apart(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """[r, 1]: whether no column of x [n, p] is a sum of others over the votes drawn (weights [r, n]); else their coefficients mean nothing."""
+    p = x.shape[1]
+    spread = np.linalg.eigvalsh((weights @ (x[:, :, None] * x[:, None]).reshape(len(x), -1)).reshape(-1, p, p))
+    return spread[:, :1] > 1e-9 * spread[:, -1:]
 
 
 def wins_of(t: Table, use: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -252,7 +263,7 @@ def analyse(found: Votes, clusters: str = "", resamples: int = 2000, seed: int =
             "settings": {"clusters": t.main, "resamples": resamples, "seed": seed,
                          "elo": {"start": START, "k": K, "orders": ORDERS, "resamples": min(resamples, ELO_RESAMPLES), "orders_per_resample": ELO_ORDERS}},
             "clusters": {kind: len(set(ids)) for kind, ids in t.ids.items()},
-            "minutes": stats.mean(minutes, seed=seed).to_dict() if not untimed else f"not measured: {untimed} sessions have no times",
+            "minutes": t.share(np.array(minutes), np.ones(len(minutes))) if not untimed else f"not measured: {untimed} sessions have no times",
             "win_rates": rates, "elo": elos, "bradley_terry": bradley_terry(t), "davidson": davidson(t), "position": position(t),
             "pairs": pair_tests(t, [row["model"] for row in rates]), "agreement": raters_agree(t),
             "needed_for": {str(p): pairs_needed(p) for p in (0.55, 0.6, 0.65)}, "published": beside_published(found, t, rates, elos)}
@@ -267,10 +278,13 @@ def main(argv: list[str]) -> None:
                    help="what is resampled together; user, or persona where user ids are masked")
     a.add_argument("--resamples", type=int, default=2000)
     a = a.parse_args(argv)
+    check_folder("--to", a.to)
+    if a.resamples < 100 or a.seed < 0:
+        raise UserError("--resamples must be at least 100, and --seed at least 0.")
     found = read_votes(a.votes)
     for warning in found.warnings:
         print(f"warning: {warning}")
-    figures = analyse(found, a.clusters, a.resamples, a.seed)
+    figures = {"command": command_line("votes", argv)} | analyse(found, a.clusters, a.resamples, a.seed)
     a.to.mkdir(parents=True, exist_ok=True)
     write_json(a.to / "votes.json", figures)
     (a.to / "votes.md").write_text(vote_page.page(figures), encoding="utf-8")
