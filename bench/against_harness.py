@@ -6,11 +6,14 @@ The harness lives in an environment of its own (`pip install lm_eval`), whose py
 truthfulqa_mc2 with its own six-shot prompt, and once more with the zero-shot prompt in that one's place; only the data come from our folder.
 Both sides put one start token before a prompt (the harness with add_bos_token=True). The harness cuts what is too long for a model
 without keeping the start token, so the model must have positions enough for every prompt: nothing may be cut on either side.
+Seconds are of CPU time for loading and scoring; of the harness without what it takes for one question, which is mostly its start.
 """
 import argparse
 import json
+import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -39,8 +42,8 @@ dataset_kwargs:
 ZERO_SHOT = 'doc_to_text: "Q: {{question}}\\nA:"\n'
 
 
-def harness(a: argparse.Namespace, items: list[Item], prompt: str, work: Path) -> tuple[dict[str, list[dict]], dict[str, str]]:
-    """({"mc1" and "mc2": the harness's samples in question order}, its versions). UserError when it does not run."""
+def harness(a: argparse.Namespace, items: list[Item], prompt: str, work: Path) -> tuple[dict[str, list[dict]], dict[str, str], float]:
+    """({"mc1" and "mc2": the harness's samples in question order}, its versions, seconds). UserError when it does not run."""
     data = work / "validation.jsonl"
     data.write_text("".join(json.dumps({"question": item.question} | {f"{key}_targets": {
         "choices": [text for text, _ in targets], "labels": [label for _, label in targets]} for key, targets in (("mc1", item.mc1), ("mc2", item.mc2))}) + "\n"
@@ -51,14 +54,19 @@ def harness(a: argparse.Namespace, items: list[Item], prompt: str, work: Path) -
     for key in ("mc1", "mc2"):
         task = TASK.format(own=Path(where) / "tasks" / "truthfulqa" / f"truthfulqa_{key}.yaml", name=f"local_{key}", data=data)
         (work / f"local_{key}.yaml").write_text(task + (ZERO_SHOT if prompt == "zero-shot" else ""), encoding="utf-8")
-    _run([a.harness_python, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={a.model.resolve()},dtype=float32,add_bos_token=True",
-          "--tasks", "local_mc1,local_mc2", "--include_path", str(work), "--device", "cpu", "--batch_size", str(a.batch),
-          "--log_samples", "--output_path", str(work / "out")])
+    command = [a.harness_python, "-m", "lm_eval", "run", "--model", "hf", "--model_args", f"pretrained={a.model.resolve()},dtype=float32,add_bos_token=True",
+               "--tasks", "local_mc1,local_mc2", "--include_path", str(work), "--device", "cpu", "--batch_size", str(a.batch)]
+    seconds = []
+    for more in (["--limit", "1"], ["--log_samples", "--output_path", str(work / "out")]):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        _run([*command, *more])
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     found = {}
     for key in ("mc1", "mc2"):
         path = next((work / "out").rglob(f"samples_local_{key}_*.jsonl"))
         found[key] = sorted(map(json.loads, path.read_text(encoding="utf-8").splitlines()), key=lambda sample: sample["doc_id"])
-    return found, installed
+    return found, installed, seconds[1] - seconds[0]
 
 
 def _run(command: list[str]) -> str:
@@ -99,13 +107,15 @@ def main(argv: list[str]) -> None:
     items = [item for item in read_items(a.data)[0] if item.mc1][:a.limit or None]
     result = {"model": {"name": a.model.name, "weights": weights_hash(a.model)}, "git_commit": git_commit(), "ours": versions()}
     for prompt in ("six-shot", "zero-shot"):
+        started = time.process_time()
         reader = choices.load_reader(a.model, None, setup_device(Config(device="cpu", dtype="float32"), training=False))
         ours = multiple_choice(reader, items, prompt, a.batch)
+        seconds = {"ours": round(time.process_time() - started, 1)}
         if reader.cut:
             raise UserError(f"{reader.cut} prompts do not fit into the {reader.model.config.block_size} positions of {a.model}: they would be cut differently.")
         with TemporaryDirectory() as work:
-            theirs, result["harness"] = harness(a, items, prompt, Path(work))
-        result[prompt] = compare(items, ours, theirs) | {"start_token": f"{reader.start_token}, once, on both sides"}
+            theirs, result["harness"], used = harness(a, items, prompt, Path(work))
+        result[prompt] = compare(items, ours, theirs) | {"cpu_seconds": seconds | {"harness": round(used, 1)}, "start_token": f"{reader.start_token}, once, on both sides"}
         print(prompt, json.dumps(result[prompt], indent=1), flush=True)
     a.to.parent.mkdir(parents=True, exist_ok=True)
     write_json(a.to, result)
