@@ -198,6 +198,8 @@ def test_the_committed_figures_follow_from_their_tables():
             by_hand["kappa"] = ((ff + pp + cc) / n - chance) / (1 - chance)
             for key, value in by_hand.items():
                 assert scored[key]["value"] == pytest.approx(value, abs=6e-5), key
+            for key in by_hand:  # trap: a bootstrap of replies without a mistake is sure of itself
+                assert scored[key]["low"] < scored[key]["high"], key
                 assert scored[key]["low"] <= scored[key]["value"] <= scored[key]["high"]
 
 
