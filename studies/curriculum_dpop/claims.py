@@ -248,7 +248,8 @@ def plumbing_blocks(results: Path) -> list[tuple]:
     for prompt, found in (harness or {}).items():
         if isinstance(found, dict) and "largest_difference_mc2" in found:
             blocks.append(("text", f"Our multiple choice beside lm-evaluation-harness {harness['harness']['lm_eval']}, {prompt}, {found['n']} questions: largest "
-                                   f"difference of a log-likelihood {found['largest_difference_log_likelihood']:.1e} nats, of MC2 {found['largest_difference_mc2']:.1e}."))
+                                   f"difference of a log-likelihood {found['largest_difference_log_likelihood']:.1e} nats, of MC2 {found['largest_difference_mc2']:.1e}; "
+                                   f"{found['cpu_seconds']['ours']:.0f} s of CPU, the harness {found['cpu_seconds']['harness']:.0f} s."))
     return blocks
 
 
