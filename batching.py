@@ -59,7 +59,8 @@ class Batch:
 def shuffled_steps(pool: int | np.ndarray, batch: int, seed: Sequence[int], total: int) -> list[np.ndarray]:
     """The documents of `total` optimizer steps: pass after pass over the pool (or range(pool)), each in an order of its own.
 
-    A pure function, so a resumed run needs only to know its step. A pass is cut into steps of `batch`; its last step may be smaller.
+    A pure function, so a resumed run needs only to know its step. A pass is cut into steps of `batch`; its last step may be smaller, and its documents
+    then weigh more.
     """
     pool = np.arange(pool) if isinstance(pool, int) else pool
     steps: list[np.ndarray] = []

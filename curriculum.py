@@ -93,6 +93,8 @@ def make_plan(c: DPOConfig, n: int, seed: int, difficulty: np.ndarray | None = N
     """
     if c.curriculum not in SCHEDULES:
         raise UserError(f"--dpo.curriculum: '{c.curriculum}' is none of {', '.join(SCHEDULES)}.")
+    if not (0 <= c.keep <= 1 and 0 < c.opening <= 1 and c.pace >= 0):
+        raise UserError("--dpo.keep must be from 0 to 1, --dpo.opening above 0 and at most 1, and --dpo.pace 0 or more.")
     pool = np.arange(n)
     if c.max_pairs > n:
         raise UserError(f"--dpo.max_pairs={c.max_pairs}: there are only {n:,} pairs.")
@@ -129,7 +131,8 @@ def sorted_passes(pool: np.ndarray, hard: np.ndarray, batch: int, seed: int) -> 
 
 def opening_pool(pool: np.ndarray, hard: np.ndarray, c: DPOConfig, seed: int, total: int) -> list[np.ndarray]:
     """Linear pacing (Platanios et al. 2019, eq. 2): each step draws from the easiest share of the pairs, which grows from
-    dpo.opening to all of them at the share dpo.pace of the steps. Easy pairs come up more often than hard ones."""
+    dpo.opening to all of them at the share dpo.pace of the steps. Steps are drawn apart: easy pairs come up more often than hard ones,
+    and in one epoch many never do. Ties stand in the store's order."""
     order = pool[np.argsort(hard, kind="stable")]
     steps = []
     for at in range(total):
@@ -142,7 +145,7 @@ def opening_pool(pool: np.ndarray, hard: np.ndarray, c: DPOConfig, seed: int, to
 def staged(pool: np.ndarray, hard: np.ndarray, c: DPOConfig, seed: int) -> Plan:
     """Stages from easy to hard, each with passes over its own pairs. "cumulative": each keeps the share dpo.keep of all earlier pairs.
 
-    Stages are the levels the source gives, or dpo.stages parts of equal size. dpo.epochs counts for every stage; dpo.max_steps is
+    Stages are the levels the source gives, or dpo.stages parts of equal size, in which ties stand in the store's order. dpo.epochs counts for every stage; dpo.max_steps is
     dealt out by the stages' sizes.
     """
     if c.difficulty == "level":

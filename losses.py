@@ -57,7 +57,7 @@ class Pairs:
 # Below, D = w - l. At w = l = 0, where every fresh run starts, each loss has a constant that its docstring names.
 
 def dpo(p: Pairs, beta: float = 0.1) -> Tensor:
-    """-log sigmoid(beta D). Rafailov et al. 2023, eq. 7; beta .1 from its section 6. ln 2 at 0.
+    """-log sigmoid(beta D). Rafailov et al. 2023, eq. 7; beta .1 from its appendix B. ln 2 at 0.
 
     Maximum likelihood of the preferences under a reward beta log(pi / pi_ref). Cost: nothing stops both replies from becoming less
     likely as long as the rejected one falls faster.

@@ -1,7 +1,7 @@
 """The frozen model that DPO measures against: its log-probs are computed once and kept in a file, then the model is freed.
 
 It may move at stage ends (dpo.reference_update): the policy replaces it (Curry-DPO, Pattnaik et al. 2024; the hard update of TR-DPO,
-Gorbatovski et al. 2024) or is mixed into its weights (TR-DPO's soft update, eq. 2), and the log-probs are computed anew.
+Gorbatovski et al. 2024) or is mixed into its weights (TR-DPO's soft update, eq. 2, which comes every few steps there), and the log-probs are computed anew.
 """
 import os
 import shutil

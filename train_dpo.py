@@ -162,7 +162,9 @@ def validate(model: GPT, store: PairStore, reference: np.ndarray, indices: np.nd
     tokens = [store.index[side][indices].astype(np.float32) for side in ("chosen", "rejected")]
     columns = [*logps, *reference[indices].T, *tokens, store.index["margin"][indices], np.zeros(len(indices))]
     p = make_pairs(*(torch.from_numpy(np.ascontiguousarray(column)).float() for column in columns))
-    losses = pair_losses(p, config.dpo.objective, settings)
+    # beta-DPO's M is its own mean here, which leaves plain DPO: losses under a moving M would not compare from one validation to the next
+    own = {"mean": p.delta.mean().item()} if "beta_dpo" in parse(config.dpo.objective) else {}
+    losses = pair_losses(p, config.dpo.objective, settings | own)
     return {"loss": losses.mean().item()} | summarize(*rewards(p, config.dpo.objective, settings), p.chosen, p.rejected)
 
 
@@ -216,11 +218,16 @@ def set_up(config: Config, argv: list[str], settings: dict[str, float]) -> Setup
             model.compile()
         return model
 
-    reference = Reference(config, start, load, data, device, tail_weight(c, settings), world)
-    plan = plan_of(c, train, config.seed, lambda: reference.logps("train", train, np.arange(len(train))))
+    weight = tail_weight(c, settings)
+    reference = Reference(config, start, load, data, device, weight, world)
+    # difficulty is that of whole replies, whatever their tails weigh in the loss
+    measuring = reference if weight == 1 else Reference(config, start, load, data, device, world=world)
+    plan = plan_of(c, train, config.seed, lambda: measuring.logps("train", train, np.arange(len(train))))
     if config.dry_run or len(plan.stages) > 1:
         show_plan(plan, train, c.batch)
     val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split
+    if WHOLE_STEP & set(parse(c.objective)) and len(val_pairs) < 2:
+        raise UserError(f"{c.objective} compares the pairs of a step: validation needs at least two (--dpo.eval_rows).")
     return None if config.dry_run else Setup(data, tokenizer, train, val, val_pairs, start, device, load, reference, plan, world)
 
 
@@ -272,7 +279,8 @@ def main(argv: list[str]) -> None:
     run.restore(optimizer, scaler, model)
     exact = s.device.dtype == torch.float32 and all(p.dtype == torch.float32 for p in model.parameters())
     net = distributed.averaged(model, config, s.world)  # the same weights
-    print(f"dpo ({c.objective}, beta {beta_of(c.objective, c.beta):g}): {model.n_params() / 1e6:.2f}M parameters, {len(s.train):,} pairs, {total} steps of {c.batch}; "
+    used, own = beta_of(c.objective, c.beta), beta_of(c.objective, -1)
+    print(f"dpo ({c.objective}, beta {used:g}{'' if used == own else f'; its own default, with --dpo.beta=-1, is {own:g}'}): {model.n_params() / 1e6:.2f}M parameters, {len(s.train):,} pairs, {total} steps of {c.batch}; "
           f"{s.device.device.type} {str(s.device.dtype)[6:]} ({s.device.reason})")
 
     if c.samples_file and isinstance(model, GPT) and distributed.is_sharded(model):

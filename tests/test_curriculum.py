@@ -108,3 +108,10 @@ def test_max_pairs_chooses_without_repeating():
     plan = make_plan(settings(max_pairs=30, epochs=2.0), 100, 3)
     assert len(set(flat(plan))) == 30 and len(flat(plan)) == 60 and [stage.pairs for stage in plan.stages] == [30, 30]
     assert set(flat(plan)) != set(flat(make_plan(settings(max_pairs=30), 100, 4)))
+
+
+@pytest.mark.parametrize("field, value", [("keep", -0.5), ("keep", 2.0), ("opening", 0.0), ("opening", 1.5), ("pace", -1.0)])
+def test_shares_outside_their_range_are_refused(field, value):
+    """Trap: a negative share of earlier pairs counts from the end of a list, and keeps half of it without a word."""
+    with pytest.raises(UserError, match="--dpo.keep must be from 0 to 1"):
+        make_plan(settings(curriculum="cumulative", **{field: value}), 20, 0, np.arange(20.0))

@@ -284,3 +284,12 @@ def test_discopop_points_the_wrong_way_at_the_start():
         preference_loss(chosen, zero, zero, zero, "discopop", beta=1.0, tau=tau)[0].backward()
         assert chosen.grad.item() == pytest.approx((1 - math.log(2)) / (4 * tau) - 0.75, abs=1e-9)
         assert (chosen.grad.item() > 0) == (tau < 0.1023)
+
+
+@pytest.mark.parametrize("name", ["fdpo_forward_kl", "fdpo_alpha"])
+@pytest.mark.parametrize("ratio", [-45.0, -70.0, -200.0])
+def test_trap_a_collapsed_reply_is_still_pushed_back_and_no_gradient_overflows(name, ratio):
+    """Cutting the exponent at 60 gave a slope of 5e20 below the cut, whose square is no float32, and none at all beyond it."""
+    chosen = torch.tensor([ratio - 1], requires_grad=True)
+    preference_loss(chosen, *torch.tensor([[-1.0], [-1.0], [-1.0]]), name)[0].sum().backward()
+    assert chosen.grad.item() < -1 and (1e6 * chosen.grad).norm().isfinite()

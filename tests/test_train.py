@@ -17,8 +17,8 @@ from generate import generate
 from model import load_model
 from objectives import make_pairs, pair_losses
 from runtime.checkpoint import find_checkpoint, load_state, save_checkpoint
-from runtime.config import ROOT, TrainConfig
-from runtime.device import pick_dtype
+from runtime.config import ROOT, TrainConfig, load_config
+from runtime.device import pick_dtype, setup_device
 from runtime.errors import UserError
 from runtime.optim import lr_at, make_optimizer, total_steps
 
@@ -241,6 +241,35 @@ def test_a_step_does_not_depend_on_its_micro_batches(done, tmp_path, objective):
         train_dpo.main(command(out, f"--dpo.objective={objective}", f"--dpo.micro_tokens={tokens}", "--dpo.max_steps=3", "--dpo.watch_prompts=0"))
         weights.append(torch.cat([p.flatten() for p in load_model(out / "toy/dpo/last").parameters()]))
     assert (weights[0] - weights[1]).norm() / weights[1].norm() < 1e-5
+
+
+def test_difficulty_is_that_of_whole_replies_whatever_the_loss_makes_of_their_tails(done, tmp_path, capsys):
+    """Trap: LD-DPO's weights in the margins would sort pairs by how much their lengths differ."""
+    shown = []
+    for objective in (["dpo"], ["lddpo", "--dpo.alpha=0.1"]):
+        out = copy_without(done, tmp_path / objective[0], "dpo")
+        capsys.readouterr()
+        train_dpo.main(command(out, "--dry-run", "--dpo.curriculum=hardest_last", "--dpo.difficulty=margin", f"--dpo.objective={objective[0]}", *objective[1:]))
+        shown.append([line for line in capsys.readouterr().out.splitlines() if "first source rows" in line])
+    assert shown[0] == shown[1] != []
+
+
+def test_whole_step_objectives_need_two_validation_pairs(done, tmp_path):
+    with pytest.raises(UserError, match="validation needs at least two"):
+        train_dpo.main(command(copy_without(done, tmp_path / "out", "dpo"), "--dpo.objective=kto", "--dpo.eval_rows=1"))
+
+
+def test_beta_dpo_is_validated_as_plain_dpo_whatever_its_running_mean(done):
+    """Trap: `best` was chosen by losses under another M at every validation."""
+    config = load_config(command(done, "--dpo.objective=beta_dpo"))
+    data = next((done / "data").glob("*/val")).parent
+    store, model = PairStore(data / "val"), load_model(done / "toy/dpo/last").eval()
+    reference = np.random.default_rng(0).normal(-30, 3, (len(store), 2)).astype(np.float32)
+    losses = [train_dpo.validate(model, store, reference, np.arange(len(store)), config, settings, setup_device(config))["loss"]
+              for settings in ({"beta": 0.1, "mean": 0.0}, {"beta": 0.1, "mean": 3.0})]
+    config.dpo.objective = "dpo"
+    plain = train_dpo.validate(model, store, reference, np.arange(len(store)), config, {"beta": 0.1}, setup_device(config))["loss"]
+    assert losses == pytest.approx([plain, plain], abs=1e-7)
 
 
 @pytest.mark.parametrize("objective", ["beta_dpo", "bco"])
