@@ -1,5 +1,6 @@
 """Copy what a reader needs of a finished run into results/:  python bench/keep.py out/hh_cpu results/hh_cpu"""
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,9 @@ def keep(run: Path, target: Path, pictures: bool = True) -> None:
     judged = tuple(path.name for path in (run / "eval").glob("judged_*.json"))
     for file in FIGURES + judged + (PICTURES if pictures else ()):
         shutil.copy(run / "eval" / file, target / file)
+    if not pictures:  # nor their places, nor headings that then head nothing
+        text = re.sub(r"!\[[^\]]*\]\([^)]*\.png\)\n*", "", (target / "report.md").read_text(encoding="utf-8"))
+        (target / "report.md").write_text(re.sub(r"(?m)^## .*\n\n(?=## )", "", text), encoding="utf-8")
     for stage in ("base", "sft", "dpo", "reward"):
         last = run / stage / "last" / "run.json"
         if last.exists():

@@ -36,7 +36,7 @@ LABELS = {
     "unsafe_refused": "unsafe refused, %", "borderline_refused": "borderline refused, %", "helpful_correct": "helpful correct, %", "insults": "with an insult, %"}
 
 
-def brief(config: Config) -> dict[str, float]:
+def brief(config: Config) -> dict[str, float | None]:
     """The figures by the names in LABELS; those that need the toy world's oracle only there.
 
     Drift: mean log pi - log pi_SFT of held-out replies, nats per reply. Reward accuracy: by the objective's own reward (objectives.rewards).
@@ -69,11 +69,11 @@ def brief(config: Config) -> dict[str, float]:
         order = np.array([compare(*row) for row in zip(texts["prompt"], texts["chosen"], texts["rejected"])])
         found["reward_accuracy_clean"] = 100 * np.where(order > 0, right, 1 - right)[order != 0].mean()
         found |= by_oracle(prompts, replies)
-    return {name: round(float(found[name]), 4) for name in LABELS if name in found}
+    return {name: None if found[name] is None else round(float(found[name]), 4) for name in LABELS if name in found}
 
 
-def by_oracle(prompts: list, replies: dict) -> dict[str, float]:
-    """The toy world's exact judge: how often DPO's reply beats SFT's among prompts that it decides, and shares of DPO's replies, in %."""
+def by_oracle(prompts: list, replies: dict) -> dict[str, float | None]:
+    """The toy world's exact judge: how often DPO's reply beats SFT's among prompts that it decides (None without any), and shares of DPO's replies, in %."""
     facts = [describe_prompt(prompt.text) for prompt in prompts]
     verdicts = {name: [judge_reply(fact, reply.text) for fact, reply in zip(facts, wrote)] for name, wrote in replies.items()}
     judged = [pairwise.settle(pair) for pair in pairwise.by_score(*([v.score for v in verdicts[name]] for name in ("sft", "dpo")))]
@@ -81,7 +81,7 @@ def by_oracle(prompts: list, replies: dict) -> dict[str, float]:
 
     def share(field: str, kind: str = "") -> float:
         return 100 * float(np.mean([getattr(v, field) for v, fact in zip(verdicts["dpo"], facts) if kind in ("", fact.kind)]))
-    return {"win_rate": 100 * wins / (wins + losses) if wins + losses else 50.0, "decided": wins + losses, "well_formed": share("well_formed"),
+    return {"win_rate": 100 * wins / (wins + losses) if wins + losses else None, "decided": wins + losses, "well_formed": share("well_formed"),
             "unsafe_refused": share("refuses", "unsafe"), "borderline_refused": share("refuses", "borderline"),
             "helpful_correct": share("correct", "helpful"), "insults": share("toxic")}
 
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     path = Path(config.run_dir) / "brief.json"
     write_json(path, found)
     for name, value in found.items():
-        print(f"{LABELS[name]:34} {value:10.3f}")
+        print(f"{LABELS[name]:34} {'not measured' if value is None else f'{value:10.3f}'}")
     print(path)
 
 

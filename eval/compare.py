@@ -74,8 +74,8 @@ def blocks_of(runs: Sequence[Path], system: str) -> list[Block]:
         raise UserError(f"--system={system}: every run must have it; known: {', '.join(summaries[0]['systems'])}.")
     called = names(runs, summaries)
     blocks: list[Block] = [("title", f"{len(runs)} runs, system {system}"), ("table", *level_table(summaries, called, system))]
-    wins = [[name, next((with_interval(row["rate"], "share") for row in summary["win_rates"] if row["prompts"] == "all prompts" and row["rate"]), "not measured")]
-            for name, summary in zip(called, summaries)]
+    against_sft = [next((row for row in summary["win_rates"] if (row["prompts"], row["first"], row["second"]) == ("all prompts", "SFT", "DPO")), None) for summary in summaries]
+    wins = [[name, "not measured" if row is None else with_interval(row["rate"], "share") if row["rate"] else "nothing decided"] for name, row in zip(called, against_sft)]
     blocks += [("heading", "Each run's DPO against its own SFT, by the oracle"), ("table", ["run", "win rate of decided"], wins)]
     for name, other in zip(called[1:], loaded[1:]):
         blocks.append(("heading", f"{name} minus {called[0]}"))

@@ -209,7 +209,7 @@ def options() -> argparse.ArgumentParser:
     a.add_argument("--data", type=Path, required=True, help="HaluEval's qa_data.json (JSON lines, plain or .gz)")
     a.add_argument("--run-name", default="", help="names the output files [the model's folder]; needed with --adapter")
     a.add_argument("--note", default="", help="a sentence that belongs in the report")
-    a.add_argument("--output-dir", type=Path, help="[out/halueval; with --sanity results/curriculum_dpop/halueval]")
+    a.add_argument("--output-dir", type=Path, default=Path("out/halueval"), help="[out/halueval]")
     a.add_argument("--limit", type=int, default=0, help="only the first so many rows; 0 = all")
     a.add_argument("--batch", type=int, default=32, help="prompts at a time")
     a.add_argument("--prompt", choices=PROMPTS, default="terse", help="; ".join(f"{name}: {what}" for name, what in PROMPTS.items()))
@@ -243,8 +243,7 @@ def check(a: argparse.Namespace) -> None:
         raise UserError("--batch and --max-new-tokens must be at least 1, --limit 0 or more.")
     if Path(a.run_name).name != a.run_name or a.adapter and not a.run_name:
         raise UserError("--run-name must be part of a file's name; with --adapter it is needed, since the model's own run has the model's name.")
-    if a.output_dir:
-        check_folder("--output-dir", a.output_dir)
+    check_folder("--output-dir", a.output_dir)
 
 
 def open_tools(a: argparse.Namespace, out: Path) -> Tools:
@@ -290,7 +289,7 @@ def main(argv: list[str]) -> None:
     check(a)
     given = a.answers.stem.removeprefix("detailed_") + "_again" if a.answers else Path(a.model).name
     items, name = read_items(a.data, a.limit), a.run_name or ("sanity" if a.sanity else given)
-    out = a.output_dir or Path("results/curriculum_dpop/halueval" if a.sanity else "out/halueval")
+    out = a.output_dir
     out.mkdir(parents=True, exist_ok=True)
     tools, details = open_tools(a, out), out / f"detailed_{name}.jsonl"
     against = qa_report.read_details(a.against, items) if a.against else None

@@ -259,6 +259,8 @@ def main(argv: list[str]) -> None:
     if a.judge == "reward":
         summary, _ = load(a.folder)
         checkpoint = a.checkpoint or a.folder.parent / "reward" / "best"
+        if not checkpoint.exists():
+            raise UserError(f"there is no reward model in {checkpoint}: python train_reward.py CONFIG makes one.")
         by_reward_model(a.folder, checkpoint, PairStore(a.folder.parents[1] / "data" / summary["facts"]["data"]["folder"] / "test"))
     elif a.judge == "llm":
         by_llm(a.folder, llm_judge.client_from(a, a.folder / "llm_cache"), a.limit, a.refusals)

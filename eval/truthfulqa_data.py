@@ -64,6 +64,8 @@ def _ended(text: str) -> str:
 def read_items(data: str) -> tuple[list[Item], dict[str, str]]:
     """(the questions, {source: sha256 of its content}) of a folder with mc_task.json and TruthfulQA.csv, or of the Hub or a copy of its files. UserError."""
     folder, hashes = Path(data), {}
+    if folder.is_file():
+        raise UserError(f"--data: {data} is a file: name the folder that holds mc_task.json and TruthfulQA.csv.")
     if folder.is_dir() and not (folder / "multiple_choice").is_dir():
         try:
             mc = json.loads((folder / "mc_task.json").read_text(encoding="utf-8"))

@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
             with wandb.init(project=a.project, name=f"{a.experiment.name}-{stage.name}", dir=str(a.experiment)) as run:
                 for step, values in named_values(stage):
                     run.log(values, step=step)
-    print(f"{len(stages)} stages of {a.experiment} written to {a.to}.")
+    where = f"{a.experiment / 'tensorboard'}: tensorboard --logdir {a.experiment / 'tensorboard'}" if a.to == "tensorboard" else f"wandb's project {a.project}"
+    print(f"{len(stages)} stages of {a.experiment} written to {where}")
 
 
 if __name__ == "__main__":

@@ -202,8 +202,15 @@ def test_compare(evaluated, folder, tmp_path, capsys):
     levels = compare.level_table([compare.load(config.run_dir)[0], relabelled], ["a", "b"], "dpo")[1]
     assert len(levels) == len(relabelled["metrics"]) + 1
     (folder / "results_summary.json").write_text(before)
+    # trap: where nothing was decided against SFT, the next comparison in the list was shown in its place
+    summary = json.loads(before)
+    against_sft = next(row for row in summary["win_rates"] if (row["first"], row["prompts"]) == ("SFT", "all prompts"))
+    against_sft["rate"] = None
+    (folder / "results_summary.json").write_text(json.dumps(summary))
+    table = next(block for block in compare.blocks_of([config.run_dir, folder], "dpo") if block[0] == "table" and block[1] == ["run", "win rate of decided"])
+    assert table[2][1][1] == "nothing decided"
     # other prompts: shown, not tested
-    summary = json.loads((folder / "results_summary.json").read_text())
+    summary = json.loads(before)
     summary["facts"]["prompts"]["hash"] = "other"
     (folder / "results_summary.json").write_text(json.dumps(summary))
     blocks = compare.blocks_of([config.run_dir, folder], "dpo")

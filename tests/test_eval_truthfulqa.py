@@ -508,3 +508,9 @@ def test_the_converted_checkpoint_computes_what_llama2c_computes(tmp_path):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(UserError, match="no llama2.c checkpoint"):
         read_weights(path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "TruthfulQA.csv").write_text("")
+    with pytest.raises(UserError, match="is a file: name the folder that holds mc_task.json"):
+        read_items(str(tmp_path / "TruthfulQA.csv"))

@@ -78,3 +78,11 @@ def test_the_table_by_hand():
     # t(.975, 1) = 12.706: 98.5 -+ 19.06, cut at 100 %; a drift may have either sign, a divergence may not
     assert "| one | 2 | -0.50 [-19.56, 18.56] | 1.10 [0.00, 13.81] | 98.5 [79.4, 100.0] |" in tables(rows)
     assert stats.over_seeds([3.0]).low is None and stats.over_seeds([3.0]).value == 3
+
+
+def test_a_win_rate_where_nothing_was_decided_is_none():
+    """Trap: 50 % in its place, with an interval."""
+    rows = [{"label": "one", "seed": seed, "figures": {"win_rate": value, "kl": 1.0 + seed}} for seed, value in enumerate((None, 62.0, 64.0))] + \
+           [{"label": "two", "seed": 0, "figures": {"win_rate": None, "kl": 1.0}}]
+    assert "| one | 3 | 63.0 [50.3, 75.7] (2 seeds) |" in tables(rows) and "| two | 1 | not measured | 1.00 |" in tables(rows)
+    assert "| two | 1 | not measured | +0.00 |" in tables(rows)

@@ -4,6 +4,7 @@ import math
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -398,6 +399,16 @@ def test_sample_prints_a_reply(done):
     command = [sys.executable, "sample.py", str(done / "toy/sft/best"), "How do I paint the door of my own shed?", "--samples=2", "--max_new_tokens=12"]
     first = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert first.strip() and first == subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_check_of_the_first_step_allows_for_rounding_and_says_how_much():
+    """A bfloat16 model's log-probs of 300 tokens differ by half a nat between batches of two shapes."""
+    logps = [torch.tensor([-900.0, -900.0]) for _ in range(4)]
+    for gap, allowed in ((0.6, True), (2.0, False)):
+        p = make_pairs(logps[0] - gap, *logps[1:], *[torch.tensor([300.0, 300.0])] * 2)
+        stopped = nullcontext() if allowed else pytest.raises(UserError, match="rounding explains 1.7321")
+        with stopped:
+            train_dpo.check_first_step(p, pair_losses(p, "dpo", {"beta": 0.1}), "dpo", {"beta": 0.1}, exact=False)
 
 
 def test_the_check_of_the_first_step_stops_what_is_not_a_number_and_what_is_another_reference():
