@@ -145,8 +145,8 @@ def opening_pool(pool: np.ndarray, hard: np.ndarray, c: DPOConfig, seed: int, to
 def staged(pool: np.ndarray, hard: np.ndarray, c: DPOConfig, seed: int) -> Plan:
     """Stages from easy to hard, each with passes over its own pairs. "cumulative": each keeps the share dpo.keep of all earlier pairs.
 
-    Stages are the levels the source gives, or dpo.stages parts of equal size, in which ties stand in the store's order. dpo.epochs counts for every stage; dpo.max_steps is
-    dealt out by the stages' sizes.
+    Stages are the levels the source gives, or dpo.stages parts of equal size, in which ties stand in the store's order. dpo.epochs counts for
+    every stage; dpo.max_steps is dealt out by the stages' sizes.
     """
     if c.difficulty == "level":
         levels = np.unique(hard)

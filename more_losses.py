@@ -62,7 +62,8 @@ def lddpo(p: Pairs, beta: float = 0.1, alpha: float = 0.5) -> Tensor:
     """DPO on log-probs whose tokens beyond the shorter reply's length weigh alpha < 1. Liu et al. 2024, eq. 9; alpha to be tuned, .5 is halfway. ln 2 at 0.
 
     Less reward for mere length. alpha enters where tokens are summed (batching.tail_weights), for policy and reference alike (some public
-    trainers weigh the policy alone, and start with a margin that is the length): here nothing is left to do. Cost: a longer reply's late tokens count less even where the answer is there.
+    trainers weigh the policy alone, and start with a margin that is the length): here nothing is left to do. Cost: a longer reply's late tokens
+    count less even where the answer is there.
     """
     return dpo(p, beta)
 
@@ -137,7 +138,8 @@ def beta_dpo(p: Pairs, beta: float = 0.1, alpha: float = 0.6, mean: float = 0.0)
     """DPO with beta' = beta max(.01, 1 + alpha (mean of D - M)). Wu et al. 2024, eq. 8; alpha .6 as in its runs. ln 2 at 0.
 
     M = `mean` is the running mean of D over the steps before (`beta_dpo_mean`; public code counts the present one in first), beta' has no gradient:
-    a step of easy pairs is trained more cautiously. The least beta' is ours: code has it, of another size. Its second half, dropping outlying pairs, is left to the data. Cost: a state, and a whole step at once.
+    a step of easy pairs is trained more cautiously. The least beta' is not the paper's: its code has one, of another size. Its second half, dropping
+    outlying pairs, is left to the data. Cost: a state, and a whole step at once.
     """
     scale = (1 + alpha * (p.delta.mean() - mean)).clamp(min=0.01).detach()
     return -F.logsigmoid(beta * scale * p.delta)

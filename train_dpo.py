@@ -206,6 +206,9 @@ def set_up(config: Config, argv: list[str], settings: dict[str, float]) -> Setup
         return show_plan(plan_of(c, train, config.seed, None), train, c.batch)
     start = preference_start(config, argv, c.init_from, data)
     device = setup_device(config)
+    val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split
+    if WHOLE_STEP & set(parse(c.objective)) and len(val_pairs) < 2:
+        raise UserError(f"{c.objective} compares the pairs of a step: validation needs at least two (--dpo.eval_rows).")
     config.model.dropout = 0.0  # noise in a log-ratio is noise in the reward: off for policy and reference alike
 
     def load(folder: Path) -> GPT | CausalLM:
@@ -228,9 +231,6 @@ def set_up(config: Config, argv: list[str], settings: dict[str, float]) -> Setup
     plan = plan_of(c, train, config.seed, lambda: measuring.logps("train", train, np.arange(len(train))))
     if config.dry_run or len(plan.stages) > 1:
         show_plan(plan, train, c.batch)
-    val_pairs = np.random.default_rng(0).permutation(len(val))[:c.eval_rows or len(val)]  # from the whole split
-    if WHOLE_STEP & set(parse(c.objective)) and len(val_pairs) < 2:
-        raise UserError(f"{c.objective} compares the pairs of a step: validation needs at least two (--dpo.eval_rows).")
     return None if config.dry_run else Setup(data, tokenizer, train, val, val_pairs, start, device, load, reference, plan, world)
 
 

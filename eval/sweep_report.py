@@ -1,7 +1,8 @@
 """Tables and pictures of a sweep: means over seeds with intervals, paired differences to the first cell, and curves with seed bands."""
 import json
 import math
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,16 @@ def level(key: str, values: Sequence[float]) -> stats.Interval:
     return stats.over_seeds(values, -math.inf if "drift" in key else 0, 100 if "%" in LABELS[key] else math.inf)
 
 
-def some(values: Sequence, of: Sized) -> str:
-    """" (3 seeds)" where a figure exists for some of the seeds only: a win rate where nothing was decided is none."""
-    return "" if len(values) == len(of) else f" ({len(values)} seeds)"
+def known(runs: dict[int, dict], key: str) -> list[float]:
+    """A figure of every seed that has one: a win rate where nothing was decided is none."""
+    return [run[key] for run in runs.values() if run[key] is not None]
+
+
+def shown_cell(values: Sequence[float], interval: Callable[[Sequence[float]], stats.Interval], of: Sized, signed: bool = False) -> str:
+    """`cell` of some seeds' values, and how many they are where these are not all."""
+    if not values:
+        return "not measured"
+    return cell(interval(values), signed) + ("" if len(values) == len(of) else f" ({len(values)} seeds)")
 
 
 def by_label(rows: Sequence[dict]) -> dict[str, dict[int, dict]]:
@@ -49,15 +57,15 @@ def tables(rows: Sequence[dict]) -> str:
     shown = [key for key in TABLE if all(key in row["figures"] for row in rows)]
     lines = [f"|  | seeds | {' | '.join(LABELS[key] for key in shown)} |", "| --- " * (2 + len(shown)) + "|"]
     for label, runs in found.items():
-        known = {key: [run[key] for run in runs.values() if run[key] is not None] for key in shown}
-        lines.append(f"| {label} | {len(runs)} | " + " | ".join(cell(level(key, values)) + some(values, runs) if values else "not measured" for key, values in known.items()) + " |")
+        cells = (shown_cell(known(runs, key), partial(level, key), runs) for key in shown)
+        lines.append(f"| {label} | {len(runs)} | " + " | ".join(cells) + " |")
     first, compared = next(iter(found)), [key for key in DIFFERENCES if key in shown]
     lines += ["", f"Minus {first}, seed by seed:", "", f"|  | seeds | {' | '.join(LABELS[key] for key in compared)} |", "| --- " * (2 + len(compared)) + "|"]
     for label, runs in list(found.items())[1:]:
         both = sorted(set(runs) & set(found[first]))
         if both:
-            known = {key: [runs[seed][key] - found[first][seed][key] for seed in both if None not in (runs[seed][key], found[first][seed][key])] for key in compared}
-            cells = (cell(stats.over_seeds(values), signed=True) + some(values, both) if values else "not measured" for values in known.values())
+            changes = ([runs[seed][key] - found[first][seed][key] for seed in both if None not in (runs[seed][key], found[first][seed][key])] for key in compared)
+            cells = (shown_cell(values, stats.over_seeds, both, signed=True) for values in changes)
             lines.append(f"| {label} | {len(both)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -72,7 +80,7 @@ def draw_figures(rows: Sequence[dict], picture: Path) -> None:
     places = np.arange(len(found))[::-1]
     for axis, key in zip(axes.flat, shown):
         for place, runs in zip(places, found.values()):
-            values = [run[key] for run in runs.values() if run[key] is not None]
+            values = known(runs, key)
             if not values:
                 continue
             interval = level(key, values)
@@ -80,7 +88,7 @@ def draw_figures(rows: Sequence[dict], picture: Path) -> None:
             axis.plot(interval.value, place, "D", color=plots.RED, markersize=5)
             if interval.low is not None:
                 axis.plot([interval.low, interval.high], [place, place], color=plots.RED, linewidth=1.3)
-        if middle := [run[key] for run in next(iter(found.values())).values() if run[key] is not None]:
+        if middle := known(next(iter(found.values())), key):
             axis.axvline(np.mean(middle), color="black", linestyle=":", linewidth=0.8)  # the first cell, for orientation
         axis.set(title=LABELS[key], yticks=places, yticklabels=list(found))
     for axis in list(axes.flat)[len(shown):]:

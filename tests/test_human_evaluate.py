@@ -6,7 +6,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from judge_server import Server
 from test_human_judge import FEW, WEIGHTS, client, make_model, response, rewrite, scripted, write_dialogues, write_table
 
 from data.sources import hash_share
@@ -28,12 +27,10 @@ def rates(messages):
     return scripted(messages) if set(ids) <= set(FEW.ids) else json.dumps(dict.fromkeys(ids, 3))
 
 
-@pytest.fixture()
-def server():
-    s = Server()
-    s.reply = rates
-    yield s
-    s.stop()
+@pytest.fixture
+def server(server):
+    server.reply = rates
+    return server
 
 
 def run_judge(server, tmp_path, *more):

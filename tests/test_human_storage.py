@@ -6,19 +6,17 @@ import subprocess
 import sys
 
 import pytest
-from test_human_synthesis import SWAPPED, Server, is_portrait, parent, people, rows_of, synthesis, write_lines, writes
+from test_human_synthesis import SWAPPED, is_portrait, parent, people, rows_of, synthesis, write_lines, writes
 
 from runtime.config import ROOT
 from runtime.errors import UserError
 from studies.human_likeness import personas, storage, synthesize
 
 
-@pytest.fixture()
-def server():
-    s = Server()
-    s.reply = writes
-    yield s
-    s.stop()
+@pytest.fixture
+def server(server):
+    server.reply = writes
+    return server
 
 
 def test_a_second_writer_is_told_so_and_nothing_is_lost(server, tmp_path):

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
-from judge_server import Server, broken, cut, status, too_many  # noqa: E402
+from judge_server import broken, cut, status, too_many  # noqa: E402
 
 from runtime.errors import UserError  # noqa: E402
 from studies.human_likeness import judge, pairs, personas, storage, synthesize  # noqa: E402
@@ -26,12 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 OURS = ROOT / "studies" / "human_likeness" / "parents.jsonl"
 
 
-@pytest.fixture()
-def server():
-    s = Server()
-    s.reply = writes
-    yield s
-    s.stop()
+@pytest.fixture
+def server(server):
+    server.reply = writes
+    return server
 
 
 # ---- personas -----------------------------------------------------------------------------------------------------------------
